@@ -64,7 +64,10 @@ _MACHINES = {
 
 
 class ErrorCode(StrEnum):
-    """The error codes of distribution-spec that a read-only endpoint answers with."""
+    """The error codes of distribution-spec that a read-only endpoint answers with.
+
+    UNAVAILABLE and UNKNOWN are distribution's own, for 503 and 500.
+    """
 
     BLOB_UNKNOWN = "BLOB_UNKNOWN"
     DENIED = "DENIED"
@@ -75,6 +78,8 @@ class ErrorCode(StrEnum):
     NAME_UNKNOWN = "NAME_UNKNOWN"
     TOOMANYREQUESTS = "TOOMANYREQUESTS"
     UNAUTHORIZED = "UNAUTHORIZED"
+    UNAVAILABLE = "UNAVAILABLE"
+    UNKNOWN = "UNKNOWN"
     UNSUPPORTED = "UNSUPPORTED"
 
 
