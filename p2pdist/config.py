@@ -340,7 +340,9 @@ class AgentConfig:
         "Schedulers to join, HOST:PORT, tried in order; without one the agents coordinate themselves.",
         flag="--scheduler",
     )
-    mdns: bool = setting(True, "Find other agents on the local network by mDNS.", flag="--no-mdns")
+    mdns: bool = setting(
+        True, "Find other agents on the local network by mDNS; `--no-mdns` turns it off.", flag="--no-mdns"
+    )
     cluster: str = setting(
         "default", "Agents of different clusters exchange nothing.", pattern=_LABEL.replace("{0", "{1")
     )
@@ -386,8 +388,9 @@ class AgentConfig:
             named = {**WELL_KNOWN_REGISTRIES, **named}
         try:
             checked = {parse_registry(name): registry for name, registry in named.items()}
+            default = parse_registry(self.default_registry)
         except P2PDistError as error:
-            raise ConfigError(f"registries: {error}") from error
+            raise ConfigError(f"registries, default_registry: {error}") from error
         object.__setattr__(self, "allow_any_registry", allow_any)
         object.__setattr__(self, "registries", MappingProxyType(checked))
-        object.__setattr__(self, "default_registry", parse_registry(self.default_registry))
+        object.__setattr__(self, "default_registry", default)

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`p2pdist agent`: serve this node's container runtime, and its peers, until told to stop."""
+
+from __future__ import annotations
+
+import click
+
+from p2pdist.config import AgentConfig
+from p2pdist.options import configured
+
+
+@click.command()
+@configured(AgentConfig)
+def agent(config: AgentConfig) -> None:
+    """Run the agent of this node: mirror, peer port and admin port.
+
+    SIGTERM and Ctrl-C let running responses end, for at most `shutdown_grace_s`.
+    """
+    import trio
+
+    from p2pdist import logs
+    from p2pdist.agent import run
+
+    logs.configure(config.log_level, config.log_format)
+    trio.run(run, config)
