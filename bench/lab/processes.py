@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes on the lab's hosts: each with a log file of its own, all ended when the group ends.
+
+Invariants: a process never outlives its group, not even when this program is killed with SIGKILL (the kernel then
+kills it: PR_SET_PDEATHSIG); a terminal's Ctrl-C reaches this program alone, which then ends the others in order.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from bench.lab import meters
+from bench.lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from typing import Self
+
+    from bench.lab.hosts import Host
+
+_GRACE_S = 8.0
+"""How long all processes together may take to end after SIGTERM: an agent lets running responses end."""
+
+_TAIL_LINES = 12
+
+
+class Process:
+    """A running program on a host."""
+
+    def __init__(self, name: str, popen: subprocess.Popen[bytes], log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._popen = popen
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
+    def check(self) -> None:
+        """Raise LabError with the end of the log if the process has ended."""
+        code = self._popen.poll()
+        if code is not None:
+            raise LabError(f"{self.name} ended with exit code {code}; its last lines:\n{self.tail()}")
+
+    def tail(self) -> str:
+        """Return the last lines of the log."""
+        try:
+            return "\n".join(self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
+        except OSError as error:
+            return f"(no log: {error})"
+
+    def cpu_s(self) -> float:
+        return meters.process_cpu_s(self.pid)
+
+    def peak_rss_mib(self) -> float:
+        return meters.process_peak_rss_mib(self.pid)
+
+    def terminate(self) -> None:
+        self._popen.terminate()
+
+    def kill(self) -> None:
+        self._popen.kill()
+        self._popen.wait()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return whether the process ended within the time."""
+        try:
+            self._popen.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+
+class ProcessGroup(AbstractContextManager["ProcessGroup"]):
+    """Starts processes and ends them in reverse order; start only from the main thread."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._processes: list[Process] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def start(self, host: Host, name: str, command: Sequence[str]) -> Process:
+        """Start a command on a host, its output in `<name>.log`.
+
+        Raises:
+            LabError: there is no such program.
+        """
+        log = self._logs / f"{name}.log"
+        # The death signal is tied to the thread that starts the process, hence the main thread.
+        leash = ("setpriv", "--pdeathsig", "KILL", "--") if shutil.which("setpriv") else ()
+        try:
+            with log.open("ab") as output:
+                popen = subprocess.Popen(
+                    [*host.command_prefix, *leash, *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env=_environment(),
+                )
+        except OSError as error:
+            raise LabError(f"cannot start {name}: {error}") from error
+        process = Process(name, popen, log)
+        self._processes.append(process)
+        return process
+
+    def __exit__(self, *_: object) -> None:
+        deadline = time.monotonic() + _GRACE_S
+        for process in reversed(self._processes):
+            process.terminate()
+        for process in reversed(self._processes):
+            if not process.wait(max(0.0, deadline - time.monotonic())):
+                process.kill()
+        self._processes.clear()
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment without the user's settings of p2pdist: only flags count in a lab."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("P2PDIST_")}
