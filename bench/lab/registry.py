@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The origin of a lab: Debian's docker-registry, or the small read-only one beside this file where that is missing.
+
+Both write one JSON line for each response, so that the bytes that left the registry are counted exactly, as payload:
+what its bodies held, not what headers and retransmissions added.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import trio
+
+from bench.lab.errors import LabError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bench.lab.hosts import Host
+    from bench.lab.images import Image
+    from bench.lab.processes import Process, ProcessGroup
+    from bench.lab.workspace import Workspace
+    from p2pdist.core.types import Descriptor
+
+PORT = 5000
+_READY_TIMEOUT_S = 15.0
+_FETCH_TIMEOUT_S = 60.0
+_PUSH_TIMEOUT_S = 60.0
+_PUSH_PART_BYTES = 1 << 20
+
+_CONFIG = """\
+version: 0.1
+log: {{level: info, formatter: json, accesslog: {{disabled: true}}}}
+storage: {{filesystem: {{rootdirectory: {root}}}, cache: {{blobdescriptor: inmemory}}}}
+http: {{addr: "{address}:{port}"}}
+"""
+
+
+class Registry:
+    """A running registry; images are put into it with `push`."""
+
+    def __init__(self, process: Process, host: Host, kind: str) -> None:
+        self.process = process
+        self.kind = kind
+        self.base_url = f"http://{host.address}:{PORT}"
+        self._host = host
+        self._log_position = 0
+        self._sent_bytes = 0
+
+    def push(self, image: Image, repository: str) -> None:
+        """Make an image available under a repository name and its tag. Blocking. Raises LabError."""
+        raise AssertionError("a kind of registry says how")
+
+    def sent_bytes(self) -> int:
+        """Return the payload bytes of all GETs answered so far; responses count when they end."""
+        with self.process.log.open("rb") as log:
+            log.seek(self._log_position)
+            for line in log:
+                if not line.endswith(b"\n"):
+                    break
+                self._log_position += len(line)
+                self._sent_bytes += _body_bytes(line)
+        return self._sent_bytes
+
+    async def wait_ready(self) -> None:
+        """Wait until the registry accepts connections. Raises LabError."""
+        with trio.move_on_after(_READY_TIMEOUT_S):
+            while not await _accepts(self._host, self._host.address):
+                self.process.check()
+                await trio.sleep(0.05)
+            return
+        raise LabError(f"{self.kind} does not answer after {_READY_TIMEOUT_S:.0f} s:\n{self.process.tail()}")
+
+
+class DockerRegistry(Registry):
+    """Debian's docker-registry on a directory of its own; images are pushed over HTTP on its own host."""
+
+    def push(self, image: Image, repository: str) -> None:
+        connection = _HostConnection(self._host)
+        try:
+            for blob in image.blobs():
+                self._push_blob(connection, image.blob_path(blob), repository, blob)
+            for manifest in image.manifests():
+                reference = image.tag if manifest == image.root else manifest.digest
+                body = image.blob_path(manifest).read_bytes()
+                path = f"/v2/{repository}/manifests/{reference}"
+                _expect(connection, "PUT", path, 201, body, {"Content-Type": manifest.media_type})
+        except (OSError, http.client.HTTPException) as error:
+            raise LabError(f"cannot push the image to docker-registry: {error}\n{self.process.tail()}") from error
+        finally:
+            connection.close()
+
+    @staticmethod
+    def _push_blob(connection: _HostConnection, path: Path, repository: str, blob: Descriptor) -> None:
+        session = _expect(connection, "POST", f"/v2/{repository}/blobs/uploads/", 202, b"", {})
+        upload = urlsplit(session)
+        target = f"{upload.path}?{upload.query}&digest={blob.digest}"
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(blob.size_bytes)}
+        with path.open("rb") as content:
+            _expect(connection, "PUT", target, 201, content, headers)
+
+
+class LayoutRegistry(Registry):
+    """The read-only registry of `bench.lab.oci_registry`; an image is there as soon as its layout is linked."""
+
+    def __init__(self, process: Process, host: Host, root: Path) -> None:
+        super().__init__(process, host, "p2pdist's own read-only registry")
+        self._root = root
+
+    def push(self, image: Image, repository: str) -> None:
+        link = self._root / repository
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(image.layout)
+
+
+async def start_registry(group: ProcessGroup, host: Host, space: Workspace, *, program: str | None) -> Registry:
+    """Start a registry on a host and wait until it answers.
+
+    Args:
+        program: docker-registry as `find_docker_registry` gives it; None for our own.
+
+    Raises:
+        LabError: it does not come up.
+    """
+    root = space.directory("registry")
+    registry: Registry
+    if program is None:
+        listen = f"{host.address}:{PORT}"
+        command = [sys.executable, "-m", "bench.lab.oci_registry", str(root), "--listen", listen]
+        registry = LayoutRegistry(group.start(host, "registry", command), host, root)
+    else:
+        config = root / "config.yml"
+        config.write_text(_CONFIG.format(root=root / "storage", address=host.address, port=PORT))
+        process = group.start(host, "registry", [program, "serve", str(config)])
+        registry = DockerRegistry(process, host, f"docker-registry {_version(program)}")
+    await registry.wait_ready()
+    return registry
+
+
+def find_docker_registry(space: Workspace) -> str | None:
+    """Return the program docker-registry: installed, or unpacked from its Debian package into the workspace, or None.
+
+    Unpacking changes nothing on the machine. It wants apt and a network, so it is tried as root outside a user
+    namespace only. Blocking, bounded.
+    """
+    installed = shutil.which("docker-registry")
+    if installed or os.geteuid() != 0 or not shutil.which("apt-get"):
+        return installed
+    place = space.directory("package")
+    try:
+        _run(["apt-get", "download", "-qq", "docker-registry"], place)
+        (package,) = place.glob("docker-registry_*.deb")
+        _run(["dpkg-deb", "-x", str(package), str(place / "unpacked")], place)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return shutil.which("docker-registry", path=str(place / "unpacked/usr/bin"))
+
+
+def _run(command: list[str], directory: Path) -> None:
+    subprocess.run(command, cwd=directory, check=True, capture_output=True, timeout=_FETCH_TIMEOUT_S)
+
+
+def _version(program: str) -> str:
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S)
+    return said.stdout.split()[-1] if said.stdout.split() else ""
+
+
+def _body_bytes(line: bytes) -> int:
+    """Return what a line of the log says a GET's body held; 0 for all other lines."""
+    if b'"http.response.written"' not in line:
+        return 0
+    entry = json.loads(line)
+    return int(entry["http.response.written"]) if entry.get("http.request.method") == "GET" else 0
+
+
+async def _accepts(host: Host, address: str) -> bool:
+    connection = trio.socket.from_stdlib_socket(host.socket())
+    try:
+        await connection.connect((address, PORT))
+    except OSError:
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+class _HostConnection(http.client.HTTPConnection):
+    """http.client on a socket of one of the lab's hosts."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host.address, PORT, timeout=_PUSH_TIMEOUT_S, blocksize=_PUSH_PART_BYTES)
+        self._lab_host = host
+
+    def connect(self) -> None:
+        self.sock = self._lab_host.socket()
+        self.sock.settimeout(_PUSH_TIMEOUT_S)
+        self.sock.connect((self.host, self.port))
+
+
+def _expect(
+    connection: _HostConnection, method: str, target: str, status: int, body: object, headers: dict[str, str]
+) -> str:
+    """Make a request; return the Location of its answer, "" without one. Raises LabError on another status."""
+    connection.request(method, target, body, headers)  # type: ignore[arg-type]  # bytes or an open file
+    response = connection.getresponse()
+    said = response.read()
+    if response.status != status:
+        raise LabError(f"registry: {method} {target} gave {response.status}: {said[:200].decode(errors='replace')}")
+    return response.headers.get("Location", "")
