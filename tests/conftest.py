@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: `require`, for the real programs that a test drives."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.fixture(scope="session")
+def require() -> Callable[[str, str], str]:
+    """Return a function (command, Debian package) -> the command's path.
+
+    Where the command is missing the test fails in CI and is skipped elsewhere, with what installs it.
+    """
+
+    def find(command: str, package: str) -> str:
+        path = shutil.which(command, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
+        if path is None:
+            missing = f"{command} is missing: apt-get install {package}"
+            if os.environ.get("CI") == "true":
+                pytest.fail(missing)
+            pytest.skip(missing)
+        return path
+
+    return find
