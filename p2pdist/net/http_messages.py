@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The words between our HTTP server and what it serves: requests, responses, limits, the `Application`.
+
+Owns: nothing that runs. Invariant: who holds a `Response` closes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+CLIENT_LEFT = 499
+"""Counted where the client hung up before there was an answer; nginx's number, never sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a client may take. The defaults suit a node's own runtimes.
+
+    Args:
+        connections: open at once; further ones wait in the listen queue, and displace idle ones.
+        header_bytes: request line and headers; beyond it 431.
+        header_s: for the first byte of a connection, and again from a request's first byte to the end of its headers.
+        idle_s: between two requests.
+        write_stall_s: without the client taking a byte.
+    """
+
+    connections: int = 512
+    header_bytes: int = 16 * 1024
+    header_s: float = 5.0
+    idle_s: float = 30.0
+    write_stall_s: float = 60.0
+
+
+class ByteSource(Protocol):
+    """What a body is sent from; `ports.BlobReader` is one."""
+
+    async def available(self, start: int, stop: int) -> int:
+        """Wait for the byte at `start`; return `end`, start < end <= stop: [start, end) can be sent."""
+
+    def fileno(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileBody:
+    """Bytes [start, stop) of a source, start < stop; whoever holds the response closes the source."""
+
+    source: ByteSource
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request without a body. `target` is raw, as it came; header names are in lower case."""
+
+    method: str
+    target: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def header(self, name: str) -> str | None:
+        """Return a header's value, repeated ones joined by commas (RFC 9110 §5.3), or None."""
+        values = [value for key, value in self.headers if key == name]
+        return ", ".join(values) if values else None
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer.
+
+    Args:
+        kind: what was asked for, in one word, for the metrics.
+        length_bytes: the Content-Length where it is not the body's: the answer to a HEAD.
+    """
+
+    status: int
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes | FileBody = b""
+    kind: str = "other"
+    length_bytes: int | None = None
+
+    @property
+    def content_length_bytes(self) -> int:
+        if self.length_bytes is not None:
+            return self.length_bytes
+        return self.body.stop - self.body.start if isinstance(self.body, FileBody) else len(self.body)
+
+    def close(self) -> None:
+        """Close the body's source."""
+        if isinstance(self.body, FileBody):
+            self.body.source.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request and its answer, as told when it is over.
+
+    Args:
+        status: what was sent; 499 where the client left before there was an answer.
+        first_byte_s: from the end of the request's headers to the first byte of a body (or an answer without one).
+        sent_bytes: of the body.
+        complete: whether the client was sent all of it.
+    """
+
+    kind: str
+    status: int
+    first_byte_s: float
+    sent_bytes: int
+    complete: bool
+
+
+class Application(Protocol):
+    """What is served."""
+
+    async def handle(self, request: Request) -> Response:
+        """Answer a request; cancelled when the client hangs up. What it raises is logged and answered with 500."""
+
+    def refuse(self, status: int, message: str) -> Response:
+        """Word an answer of the server's own: bad requests, failures."""
+
+    def finished(self, exchange: Exchange) -> None:
+        """Count an exchange; must not raise."""

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `/v2/` endpoint that container runtimes pull through.
+
+Owns: which answer of distribution-spec each request gets, and how each failure is worded. Refuses pushes, private
+content by default (404: the runtime then asks the origin itself), and to answer 429 (containerd would ask six times
+more instead of falling back).
+
+Invariants: headers go out within the answer deadline, or 503 does; after an error before the headers the runtime falls
+back to the origin, after one in the body it sees the connection cut; every answer names its API version; a reader that
+the source opened is closed by this module or by the response that carries it.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, assert_never
+
+import structlog
+import trio
+from prometheus_client import Counter, Histogram
+
+from p2pdist.core.oci import ErrorCode, error_body
+from p2pdist.core.ranges import (
+    Span,
+    content_range,
+    if_range_holds,
+    none_match_holds,
+    requested_spans,
+    unsatisfied_range,
+)
+from p2pdist.core.routes import BlobRoute, ListRoute, ManifestRoute, Ping, Refusal, Registries, next_page, parse_target
+from p2pdist.errors import (
+    DeniedByOrigin,
+    IntegrityError,
+    InvalidInput,
+    NotFoundAtOrigin,
+    OriginError,
+    P2PDistError,
+    PullFailed,
+)
+from p2pdist.net.http_messages import FileBody, Request, Response
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from prometheus_client import CollectorRegistry
+
+    from p2pdist.core.types import Digest, Repository
+    from p2pdist.net.http_messages import Exchange
+    from p2pdist.ports import BlobReader, ImageSource
+
+ContentRoute = ManifestRoute | BlobRoute | ListRoute
+
+log = structlog.get_logger(__name__)
+
+_VERSION = ("Docker-Distribution-Api-Version", "registry/2.0")
+_OCTETS = ("Content-Type", "application/octet-stream")
+_JSON = ("Content-Type", "application/json")
+_HOP = "x-p2pdist-hop"
+_ALLOW = ("Allow", "GET, HEAD")
+_RELAYED_HEADERS = ("content-type", "oci-filters-applied")
+_LIST_ERRORS: dict[int, type[OriginError]] = {404: NotFoundAtOrigin, 401: DeniedByOrigin, 403: DeniedByOrigin}
+_UNKNOWN = {
+    ManifestRoute: ErrorCode.MANIFEST_UNKNOWN,
+    BlobRoute: ErrorCode.BLOB_UNKNOWN,
+    ListRoute: ErrorCode.NAME_UNKNOWN,
+}
+_KINDS = {ManifestRoute: "manifest", BlobRoute: "blob", ListRoute: "list"}
+_FIRST_BYTE_BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """How long a runtime waits, in seconds; containerd 2.3 itself gives up after 30.
+
+    Args:
+        manifest_s: to the answer about a manifest, tags or referrers.
+        blob_s: to a source of a blob.
+        first_chunk_s: then, how long the headers wait for the first bytes: what fails in this time is still answered
+            with 503, and the runtime falls back at once.
+    """
+
+    manifest_s: float = 12.0
+    blob_s: float = 20.0
+    first_chunk_s: float = 5.0
+
+
+class MirrorMetrics:
+    """What the mirror counts, registered where the caller says."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "p2pdist_mirror_requests",
+            "Requests of runtimes, by kind and status.",
+            ["kind", "status"],
+            registry=registry,
+        )
+        self._sent = Counter("p2pdist_mirror_sent_bytes", "Bytes of bodies sent to runtimes.", registry=registry)
+        self._cut = Counter("p2pdist_mirror_cut", "Answers that ended early, on either side.", registry=registry)
+        self._first_byte = Histogram(
+            "p2pdist_mirror_first_byte_seconds",
+            "From a request to the first byte of its answer.",
+            ["kind"],
+            registry=registry,
+            buckets=_FIRST_BYTE_BUCKETS_S,
+        )
+
+    def count(self, exchange: Exchange) -> None:
+        self._requests.labels(exchange.kind, str(exchange.status)).inc()
+        self._sent.inc(exchange.sent_bytes)
+        self._first_byte.labels(exchange.kind).observe(exchange.first_byte_s)
+        if not exchange.complete:
+            self._cut.inc()
+
+
+class Mirror:
+    """An `http_messages.Application` over an `ImageSource`.
+
+    Args:
+        registries: names of the registries that may be asked for; see `core.routes.Registries`.
+        default_registry: the registry of requests that name none.
+        any_registry: whether every public registry may be asked for as well.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        registries: Collection[str],
+        default_registry: str,
+        *,
+        any_registry: bool = False,
+        metrics: MirrorMetrics | None = None,
+        deadlines: Deadlines | None = None,
+    ) -> None:
+        self._source = source
+        self._registries = Registries(frozenset(registries), default_registry, any_registry)
+        self._metrics = metrics
+        self._deadlines = deadlines or Deadlines()
+
+    async def handle(self, request: Request) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            return _error(405, ErrorCode.UNSUPPORTED, "a mirror is read-only: push to the registry", (_ALLOW,))
+        if request.header(_HOP) is not None:
+            return _error(404, ErrorCode.UNSUPPORTED, "this comes from a mirror already")
+        route = parse_target(request.target, self._registries)
+        match route:
+            case Ping():
+                return Response(200, (_VERSION, _JSON), b"{}", "ping")
+            case Refusal():
+                return _error(route.status, route.code, route.message)
+            case _:
+                return await self._ask(route, request)
+
+    def refuse(self, status: int, message: str) -> Response:
+        return _error(status, ErrorCode.UNKNOWN if status >= 500 else ErrorCode.UNSUPPORTED, message)
+
+    def finished(self, exchange: Exchange) -> None:
+        if self._metrics is not None:
+            self._metrics.count(exchange)
+
+    async def _ask(self, route: ContentRoute, request: Request) -> Response:
+        """Answer from the source, or say why there is no answer."""
+        deadline_s = self._deadlines.blob_s if isinstance(route, BlobRoute) else self._deadlines.manifest_s
+        try:
+            with trio.fail_after(deadline_s):
+                match route:
+                    case ManifestRoute():
+                        return await self._manifest(route, request)
+                    case BlobRoute():
+                        return await self._blob(route, request)
+                    case ListRoute():
+                        return await self._list(route, request)
+                    case _:
+                        assert_never(route)
+        except trio.TooSlowError:
+            return _unavailable(route, f"no answer about {route} within {deadline_s:g} s")
+        except P2PDistError as error:
+            return _failure(route, error)
+
+    async def _manifest(self, route: ManifestRoute, request: Request) -> Response:
+        body = b""
+        if request.method == "HEAD":
+            info = await self._source.resolve(route.repository, route.reference)
+        else:
+            manifest = await self._source.manifest(route.repository, route.reference)
+            info, body = manifest.info, manifest.body
+        headers = (*_identity(route.repository, info.digest), ("Content-Type", info.media_type))
+        if not none_match_holds(request.header("if-none-match"), _etag(info.digest)):
+            return Response(304, headers, b"", _kind(route))
+        return Response(200, headers, body, _kind(route), info.size_bytes)
+
+    async def _blob(self, route: BlobRoute, request: Request) -> Response:
+        if request.method == "HEAD":
+            size_bytes = await self._source.blob_size(route.repository, route.digest)
+            return Response(200, _blob_headers(route), b"", _kind(route), size_bytes)
+        with ExitStack() as closing:
+            reader = await self._source.open_blob(route.repository, route.digest)
+            closing.callback(reader.close)
+            response = _blob_response(route, request, reader)
+            if isinstance(response.body, FileBody):
+                with trio.move_on_after(self._deadlines.first_chunk_s):
+                    await reader.available(response.body.start, response.body.stop)
+                closing.pop_all()
+        return response
+
+    async def _list(self, route: ListRoute, request: Request) -> Response:
+        relayed = await self._source.relay(route.repository, route.target, request.header("accept") or "*/*")
+        status = relayed.status_code
+        if status != 200:
+            raise _LIST_ERRORS.get(status, OriginError)(
+                f"{route.repository.registry} answers {status} to {route}", status_code=status
+            )
+        headers = [_VERSION, _namespace(route.repository)]
+        for name, value in relayed.headers:
+            if name.lower() in _RELAYED_HEADERS:
+                headers.append((name, value))
+            elif name.lower() == "link" and (link := next_page(value, route)):
+                headers.append(("Link", link))
+        return Response(200, tuple(headers), relayed.body, _kind(route))
+
+
+def _blob_response(route: BlobRoute, request: Request, reader: BlobReader) -> Response:
+    """Return what a GET of a blob is answered with; several ranges at once get the whole, as RFC 9110 §14.2 allows.
+
+    Raises:
+        InvalidInput: too many ranges.
+    """
+    headers, etag, size_bytes = _blob_headers(route), _etag(route.digest), reader.size_bytes
+    if not none_match_holds(request.header("if-none-match"), etag):
+        return Response(304, headers, b"", _kind(route))
+    wanted = request.header("range") if if_range_holds(request.header("if-range"), etag) else None
+    spans = requested_spans(wanted, size_bytes)
+    if spans == ():
+        extra = (("Content-Range", unsatisfied_range(size_bytes)), _namespace(route.repository))
+        return _error(416, ErrorCode.UNSUPPORTED, f"the blob has {size_bytes} bytes", extra, _kind(route))
+    if spans is not None and len(spans) == 1:
+        span, status = spans[0], 206
+        headers = (*headers, ("Content-Range", content_range(span, size_bytes)))
+    else:
+        span, status = Span(0, size_bytes), 200
+    body = FileBody(reader, span.start, span.stop) if size_bytes else b""
+    return Response(status, headers, body, _kind(route))
+
+
+def _etag(digest: Digest) -> str:
+    return f'"{digest}"'
+
+
+def _namespace(repository: Repository) -> tuple[str, str]:
+    return ("OCI-Namespace", repository.registry)
+
+
+def _identity(repository: Repository, digest: Digest) -> tuple[tuple[str, str], ...]:
+    return (_VERSION, _namespace(repository), ("Docker-Content-Digest", digest), ("ETag", _etag(digest)))
+
+
+def _blob_headers(route: BlobRoute) -> tuple[tuple[str, str], ...]:
+    return (*_identity(route.repository, route.digest), _OCTETS, ("Accept-Ranges", "bytes"))
+
+
+def _kind(route: ContentRoute) -> str:
+    return _KINDS[type(route)]
+
+
+def _error(
+    status: int,
+    code: ErrorCode,
+    message: str,
+    headers: tuple[tuple[str, str], ...] = (),
+    kind: str = "other",
+    detail: object = None,
+) -> Response:
+    return Response(status, (_VERSION, _JSON, *headers), error_body(code, message, detail), kind)
+
+
+def _unavailable(route: ContentRoute, message: str) -> Response:
+    """503: the runtime goes to the origin itself."""
+    log.warning("mirror.unavailable", image=str(route.repository), reason=message)
+    return _error(503, ErrorCode.UNAVAILABLE, message, (_namespace(route.repository),), _kind(route))
+
+
+def _failure(route: ContentRoute, error: P2PDistError) -> Response:
+    """Word an error that came before the headers; the origin's own verdict counts where there is one."""
+    verdict = _verdict(error)
+    extra, kind = (_namespace(route.repository),), _kind(route)
+    match verdict:
+        case NotFoundAtOrigin():
+            return _error(404, _UNKNOWN[type(route)], str(verdict), extra, kind)
+        case DeniedByOrigin():
+            detail = {"origin_status": verdict.status_code, "advice": "ask the registry itself, with your credentials"}
+            return _error(404, ErrorCode.DENIED, str(verdict), extra, kind, detail)
+        case InvalidInput():
+            code = ErrorCode.MANIFEST_INVALID if isinstance(route, ManifestRoute) else ErrorCode.UNSUPPORTED
+            return _error(400, code, str(verdict), extra, kind)
+        case IntegrityError() if isinstance(route, ManifestRoute):
+            return _error(502, ErrorCode.MANIFEST_INVALID, str(verdict), extra, kind)
+        case _:
+            return _unavailable(route, str(verdict))
+
+
+def _verdict(error: P2PDistError) -> P2PDistError:
+    """Return what the origin said of the content, out of a pull that failed at all its sources; else the error."""
+    if isinstance(error, PullFailed):
+        for cause in error.causes:
+            if isinstance(cause, NotFoundAtOrigin | DeniedByOrigin):
+                return cause
+    return error
