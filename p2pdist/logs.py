@@ -88,8 +88,8 @@ def _clean(key: str, value: object, depth: int) -> object:
         return redact_text(value)
     if value is None or isinstance(value, bool | int | float):
         return value
-    if depth == 0:
-        return redact_text(str(value))
+    if isinstance(value, dict | list | tuple | set | frozenset) and depth == 0:
+        return "..."
     if isinstance(value, dict):
         return {inner: _clean(str(inner), item, depth - 1) for inner, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
