@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this agent knows of each connected peer: its chunks, its grants both ways, its conduct."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from p2pdist.core.types import Digest, PeerId
+
+MAX_SHARED_BLOBS = 4096
+"""Blobs remembered per peer; more than any node pulls at once, few enough to bound memory."""
+BAN_S = 30.0
+"""After a corrupt chunk: long enough to go on without the peer, short enough to forgive a repaired one."""
+FAILURES_TO_DROP = 4
+"""Chunks in a row that came too late before the connection is given up."""
+
+
+@dataclass(slots=True)
+class Download:
+    """A chunk that we took from this peer."""
+
+    blob: Digest
+    index: int
+    since: float
+    deadline: float
+    late: bool = False
+
+
+@dataclass(slots=True)
+class Upload:
+    """A slot that this peer has: granted, and taken once `blob` is set."""
+
+    since: float
+    blob: Digest | None = None
+    index: int = 0
+
+
+@dataclass(slots=True)
+class Peer:
+    """A connected peer."""
+
+    peer_id: PeerId
+    shared: dict[Digest, int] = field(default_factory=dict)
+    """The chunks it has, by blob."""
+    wants: set[Digest] = field(default_factory=set)
+    """Blobs whose rest it wants."""
+    cursors: dict[Digest, int] = field(default_factory=dict)
+    """How much of each blob's log it has been told; a blob is absent until we sent a Share."""
+    downloads: dict[int, Download] = field(default_factory=dict)
+    uploads: dict[int, Upload] = field(default_factory=dict)
+    next_number: int = 1
+    parked_until: float = 0.0
+    """It has no room for a chunk; a Room ends this early."""
+    idle_at: int = -1
+    """Our gains when it last declined for want of anything new: no use asking before we gain more."""
+    failures: int = 0
+    down_bytes: int = 0
+    up_bytes: int = 0
+
+    def number(self) -> int:
+        """Return the next grant's number: unique on this connection, in this direction."""
+        number = self.next_number
+        self.next_number += 1
+        return number
+
+    def lacks(self, blob: Digest, offered: int) -> int:
+        """Return the chunks of `offered` that it neither has nor is being sent by us."""
+        bits = offered & ~self.shared.get(blob, 0)
+        for upload in self.uploads.values():
+            if upload.blob == blob:
+                bits &= ~(1 << upload.index)
+        return bits
+
+
+@dataclass(slots=True)
+class PeerBook:
+    """All connected peers, and who is banned until when."""
+
+    peers: dict[PeerId, Peer] = field(default_factory=dict)
+    banned_until: dict[PeerId, float] = field(default_factory=dict)
+
+    def ban(self, peer_id: PeerId, until: float) -> None:
+        self.banned_until[peer_id] = until
+
+    def is_banned(self, peer_id: PeerId, now: float) -> bool:
+        """Whether to have nothing to do with the peer yet; forgets bans that are over."""
+        until = self.banned_until.get(peer_id)
+        if until is None:
+            return False
+        if until <= now:
+            del self.banned_until[peer_id]
+            return False
+        return True

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this agent knows of one blob: its own chunks, its neighbours' chunks, and how far the pull is.
+
+Invariants: `offered` ⊆ `have` ⊆ all chunks; a chunk is in `inflight` while at least one source is
+asked for it; `log` lists `offered` in the order gained, so that a peer's cursor into it says what
+that peer has been told.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p2pdist.core.chunkmap import ChunkMap, chunk_set, from_bytes, members, to_bytes
+from p2pdist.core.select import window_set
+from p2pdist.core.verify import Vouchers
+from p2pdist.core.wire import Share, unpack_checksums
+from p2pdist.errors import RemoteProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from p2pdist.core.types import Checksum, Digest, PeerId
+
+MAX_WHOLE_BYTES = 4 * 1024 * 1024
+"""Content of unknown size (manifests) is taken from a peer up to this size (OCI: registries' own limit)."""
+
+
+class Progress:
+    """One blob, wanted or held."""
+
+    def __init__(self, blob: Digest, *, order: int, registry: str, shared: bool, wanted: bool) -> None:
+        self.blob = blob
+        self.order = order
+        self.registry = registry
+        self.shared = shared
+        self.wanted = wanted
+        self.media_type = ""
+        self.chunks: ChunkMap | None = None
+        self.have = 0
+        self.offered = 0
+        self.inflight = 0
+        self.log: list[int] = []
+        self.vouchers = Vouchers()
+        self.own: dict[int, Checksum] = {}
+        """Checksums of the chunks that are here."""
+        self.senders: dict[int, PeerId] = {}
+        """Which peer each chunk came from; absent: the origin, or an earlier run."""
+        self.asked: dict[int, list[tuple[PeerId | None, float]]] = {}
+        """Sources asked for each chunk in flight, and when."""
+        self.held = 0
+        """Chunks that some connected peer has."""
+        self.holders: list[int] = []
+        self.heads: dict[int, int] = {}
+        self._window: int | None = None
+        self.checking = False
+        self.causes: list[Exception] = []
+        self.retry_at = 0.0
+        """No fetch of our own from the origin before."""
+        self.final = False
+        """The origin has said that it will never give this."""
+        self.progress_at = 0.0
+        self.missing_told_at = 0.0
+
+    def size(self, chunks: ChunkMap) -> None:
+        """Learn the blob's cut."""
+        self.chunks = chunks
+        self.holders = [0] * chunks.count
+        self._window = None
+
+    @property
+    def size_bytes(self) -> int:
+        """The size, or -1 where it is not known yet."""
+        return -1 if self.chunks is None else self.chunks.size_bytes
+
+    @property
+    def count(self) -> int:
+        return 1 if self.chunks is None else self.chunks.count
+
+    @property
+    def full(self) -> int:
+        return 1 if self.chunks is None else self.chunks.full
+
+    @property
+    def complete(self) -> bool:
+        return self.chunks is not None and self.have == self.chunks.full
+
+    @property
+    def window(self) -> int:
+        """The chunks inside the windows of the runtimes that read."""
+        if self._window is None:
+            self._window = window_set(self.heads.values(), self.count)
+        return self._window
+
+    def move_head(self, reader: int, index: int | None) -> None:
+        if index is None:
+            self.heads.pop(reader, None)
+        else:
+            self.heads[reader] = index
+        self._window = None
+
+    def gain(self, index: int, checksum: Checksum) -> None:
+        """Note a chunk that is in the store now."""
+        self.have |= 1 << index
+        self.own[index] = checksum
+
+    def lose(self, indices: Iterable[int]) -> None:
+        """Forget chunks that proved wrong."""
+        gone = chunk_set(indices)
+        self.have &= ~gone
+        self.offered &= ~gone
+        self.log = [index for index in self.log if not gone >> index & 1]
+        for index in members(gone):
+            self.own.pop(index, None)
+            self.senders.pop(index, None)
+
+    def offer(self, index: int) -> bool:
+        """Let a chunk be told to peers if it is here and vouched for; return whether that is new."""
+        bit = 1 << index
+        if self.offered & bit or not self.have & bit or self.vouchers.settled.get(index) != self.own[index]:
+            return False
+        self.offered |= bit
+        self.log.append(index)
+        return True
+
+    def ask(self, index: int, source: PeerId | None, now: float) -> None:
+        self.inflight |= 1 << index
+        self.asked.setdefault(index, []).append((source, now))
+
+    def unask(self, index: int, source: PeerId | None) -> None:
+        """Stop waiting for this source's copy of the chunk."""
+        left = [entry for entry in self.asked.get(index, []) if entry[0] != source]
+        if left:
+            self.asked[index] = left
+        else:
+            self.asked.pop(index, None)
+            self.inflight &= ~(1 << index)
+
+    def add_holder(self, bits: int) -> None:
+        self.held |= bits
+        for index in members(bits):
+            self.holders[index] += 1
+
+    def drop_holder(self, bits: int, others: Iterable[int]) -> None:
+        for index in members(bits):
+            self.holders[index] -= 1
+        held = 0
+        for other in others:
+            held |= other
+        self.held = held
+
+    def share(self, *, reply: bool) -> Share:
+        """Return what a peer needs to know of our part in this blob's swarm."""
+        return Share(
+            blob=self.blob,
+            size_bytes=self.size_bytes,
+            have=b"" if self.chunks is None else to_bytes(self.offered, self.count),
+            checksums=b"".join(self.own[index] for index in members(self.offered)),
+            wants=self.wanted,
+            media_type=self.media_type,
+            reply=reply,
+        )
+
+
+def read_share(message: Share) -> tuple[ChunkMap | None, int, list[Checksum]]:
+    """Return the cut, the set of chunks and their checksums that a peer's Share tells.
+
+    Raises:
+        RemoteProtocolError: the parts do not fit each other.
+    """
+    if message.size_bytes < 0:
+        return None, 0, []
+    chunks = ChunkMap.of(message.size_bytes)
+    try:
+        bits = from_bytes(message.have, chunks.count)
+    except ValueError as error:
+        raise RemoteProtocolError(str(error)) from error
+    return chunks, bits, unpack_checksums(message.checksums, bits.bit_count())

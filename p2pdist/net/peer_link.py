@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connection to one peer: wire frames over a socket, both directions at once.
+
+Owns the socket and its two tasks, a reader and a writer. It decides nothing: messages and whole
+chunks go to a LinkHandler, and what to send is told to it. Chunks are sent by sendfile from the
+store's descriptor, one at a time, with messages let in between the frames.
+
+Measured costs shape it (docs/performance.md): a wakeup costs more than the bytes it moves, so the
+reader waits for 64 KiB of a chunk at once (SO_RCVLOWAT), one receive buffer serves all links (what
+arrives is used before the next wait), and no timer is set per frame: the kernel ends a connection
+whose peer is dead or takes nothing (TCP_USER_TIMEOUT, keep-alive).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from p2pdist.core.verify import checksum_of
+from p2pdist.core.wire import SPAN_BYTES, VERSION, ChunkSpan, Decoder, Hello, Message, Refuse, encode, span_header
+from p2pdist.errors import PeerUnavailable, RemoteProtocolError, TransferTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from p2pdist.core.types import Checksum, PeerId
+
+HELLO_S = 5.0
+"""For the connection and its first message."""
+DEAD_S = 20
+"""Unacknowledged bytes or unanswered keep-alives end the connection after this."""
+UNSENT_BYTES = 64 * 1024
+"""TCP_NOTSENT_LOWAT: how much may wait in the kernel. With default buffers a grant took 130 ms to be answered."""
+RECEIVE_BYTES = 256 * 1024
+WAKE_BYTES = 64 * 1024
+"""SO_RCVLOWAT in the middle of a chunk."""
+MAX_QUEUED_MESSAGES = 4096
+"""A peer that reads nothing for so long loses the connection; bounds memory."""
+MAX_HELLO_BYTES = 4096
+_TCP_NOTSENT_LOWAT = 25
+_ON = 1
+
+_receive_buffer = memoryview(bytearray(RECEIVE_BYTES))
+
+
+class LinkHandler(Protocol):
+    """Who is told what arrives. All calls are synchronous; RemoteProtocolError ends the link."""
+
+    def message_arrived(self, peer: PeerId, message: Message) -> None: ...
+
+    def chunk_arrived(self, peer: PeerId, number: int, data: memoryview, checksum: Checksum) -> None: ...
+
+    def chunk_sent(self, peer: PeerId, number: int) -> None: ...
+
+
+@dataclass(slots=True)
+class _Incoming:
+    buffer: memoryview | None
+    """None: the chunk is not wanted any more, its bytes are counted and thrown away."""
+    size: int
+    filled: int = 0
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    number: int
+    descriptor: int
+    at: int
+    stop: int
+    release: Callable[[], None]
+    cancelled: bool = False
+
+
+def tune(sock: socket.socket) -> None:
+    """Set what peer connections need: no Nagle, little unsent in the kernel, an end when the peer is dead."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, _ON)
+    sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, _ON)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_S // 2)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_S * 1000)
+
+
+async def connect(host: str, port: int) -> socket.socket:
+    """Return a tuned, non-blocking connection to a peer; the caller owns it.
+
+    Raises:
+        PeerUnavailable: refused, unreachable, or no answer within HELLO_S.
+    """
+    try:
+        with trio.fail_after(HELLO_S):
+            stream = await trio.open_tcp_stream(host, port)
+    except (OSError, trio.TooSlowError) as error:
+        raise PeerUnavailable(f"peer {host}:{port} does not answer: {str(error) or 'time-out'}") from error
+    return detach(stream)
+
+
+def detach(stream: trio.SocketStream) -> socket.socket:
+    """Return the plain socket of a trio stream, tuned; the stream is of no more use."""
+    sock = socket.socket(fileno=stream.socket.detach())
+    tune(sock)
+    return sock
+
+
+async def greet(sock: socket.socket, own: Hello, decoder: Decoder) -> tuple[Hello, list[Message | ChunkSpan]]:
+    """Exchange Hello messages; return the peer's, and what came right behind it.
+
+    Raises:
+        PeerUnavailable: it hung up.
+        TransferTimeout: it said nothing within HELLO_S.
+        RemoteProtocolError: it speaks another protocol, another version, or belongs to another cluster.
+    """
+    try:
+        with trio.fail_after(HELLO_S):
+            await _send_all(sock, encode(own))
+            items: list[Message | ChunkSpan] = []
+            while not items:
+                await trio.lowlevel.wait_readable(sock)
+                # Little at a time: a chunk span behind the Hello would point into the shared buffer.
+                data = sock.recv(MAX_HELLO_BYTES)
+                if not data:
+                    raise PeerUnavailable("the peer hung up before its hello")
+                items = decoder.feed(memoryview(data))
+    except trio.TooSlowError as error:
+        raise TransferTimeout(f"the peer sent no hello within {HELLO_S:.0f} s") from error
+    except OSError as error:
+        raise PeerUnavailable(f"the peer broke off: {error}") from error
+    hello = items[0]
+    if not isinstance(hello, Hello):
+        raise RemoteProtocolError(f"a {type(hello).__name__} where a hello should be")
+    if hello.version != VERSION:
+        raise RemoteProtocolError(f"the peer speaks protocol version {hello.version}, this agent {VERSION}")
+    if hello.cluster != own.cluster:
+        raise RemoteProtocolError(f"the peer belongs to cluster {hello.cluster!r}, this agent to {own.cluster!r}")
+    return hello, items[1:]
+
+
+async def _send_all(sock: socket.socket, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[sock.send(view) :]
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(sock)
+
+
+class PeerLink:
+    """A greeted connection. `run` serves it until it ends; the other methods may be called meanwhile."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        hello: Hello,
+        handler: LinkHandler,
+        *,
+        decoder: Decoder,
+        early: list[Message | ChunkSpan],
+        dialled: bool,
+        source: str,
+    ) -> None:
+        self.hello = hello
+        self.peer_id = hello.peer_id
+        self.dialled = dialled
+        self.source = source
+        self.control_bytes = 0
+        self.why = ""
+        """Why the link ended, where we ended it."""
+        self._sock = sock
+        self._handler = handler
+        self._decoder = decoder
+        self._early = early
+        self._queue: deque[bytes] = deque()
+        self._jobs: deque[_Outgoing] = deque()
+        self._incoming: dict[int, _Incoming] = {}
+        self._wake = trio.Event()
+        self._lowat = 1
+        self._scope = trio.CancelScope()
+        host, port = sock.getpeername()[:2]
+        self.address = f"{host}:{port}"
+        self.host: str = host
+
+    def send(self, message: Message) -> None:
+        """Queue a message behind at most one chunk frame."""
+        frame = encode(message)
+        self.control_bytes += len(frame)
+        if len(self._queue) >= MAX_QUEUED_MESSAGES:
+            self.close("it reads nothing")
+            return
+        self._queue.append(frame)
+        self._wake.set()
+
+    def send_chunk(self, number: int, descriptor: int, start: int, length: int, release: Callable[[], None]) -> None:
+        """Queue a chunk, `length` bytes from `start` of the descriptor; `release` is called when it has been sent."""
+        self._jobs.append(_Outgoing(number, descriptor, start, start + length, release))
+        self._wake.set()
+
+    def cancel_chunk(self, number: int) -> None:
+        """Send no more frames of this chunk."""
+        for job in self._jobs:
+            if job.number == number:
+                job.cancelled = True
+
+    def expect(self, number: int, buffer: memoryview) -> None:
+        """Receive the chunk of this grant into `buffer`, which is as long as the chunk."""
+        self._incoming[number] = _Incoming(buffer, len(buffer))
+
+    def unexpect(self, number: int) -> None:
+        """Throw away what still comes of this chunk."""
+        incoming = self._incoming.get(number)
+        if incoming is not None:
+            incoming.buffer = None
+
+    def close(self, why: str) -> None:
+        """End the link from this side."""
+        self.why = self.why or why
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        """Read and write until either side ends it; then the socket is closed and every chunk released.
+
+        Raises:
+            RemoteProtocolError: the peer broke the protocol.
+            PeerUnavailable: the connection broke.
+        """
+        try:
+            with self._scope:
+                for item in self._early:
+                    self._take_in(item)
+                async with trio.open_nursery(strict_exception_groups=False) as nursery:
+                    nursery.start_soon(self._write)
+                    await self._read()
+                    nursery.cancel_scope.cancel()
+        except OSError as error:
+            raise PeerUnavailable(f"peer {self.address}: {error}") from error
+        finally:
+            self._sock.close()
+            for job in self._jobs:
+                job.release()
+            self._jobs.clear()
+            self._incoming.clear()
+
+    async def _read(self) -> None:
+        sock, decoder, buffer = self._sock, self._decoder, _receive_buffer
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                count = sock.recv_into(buffer)
+            except BlockingIOError:
+                continue
+            if not count:
+                return
+            for item in decoder.feed(buffer[:count]):
+                self._take_in(item)
+            self._set_lowat(decoder.span_left)
+
+    def _set_lowat(self, span_left: int) -> None:
+        """Sleep until a good part of the chunk frame is there; a message wakes at its first byte."""
+        lowat = min(span_left, WAKE_BYTES) if span_left > WAKE_BYTES // 4 else 1
+        if lowat != self._lowat:
+            self._lowat = lowat
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, lowat)
+
+    def _take_in(self, item: Message | ChunkSpan) -> None:
+        if not isinstance(item, ChunkSpan):
+            if isinstance(item, Refuse):
+                self._incoming.pop(item.number, None)
+            self._handler.message_arrived(self.peer_id, item)
+            return
+        incoming = self._incoming.get(item.number)
+        if incoming is None:
+            raise RemoteProtocolError(f"peer {self.address} sends chunk bytes that nobody took (grant {item.number})")
+        stop = incoming.filled + len(item.data)
+        if stop > incoming.size:
+            raise RemoteProtocolError(f"peer {self.address} sends more than the chunk (grant {item.number})")
+        buffer = incoming.buffer
+        if buffer is not None:
+            buffer[incoming.filled : stop] = item.data
+        incoming.filled = stop
+        if stop == incoming.size:
+            del self._incoming[item.number]
+            if buffer is not None:
+                self._handler.chunk_arrived(self.peer_id, item.number, buffer, checksum_of(buffer))
+
+    async def _write(self) -> None:
+        while True:
+            if self._queue:
+                data = b"".join(self._queue)
+                self._queue.clear()
+                await _send_all(self._sock, data)
+            elif self._jobs:
+                await self._send_frame(self._jobs[0])
+            else:
+                self._wake = trio.Event()
+                await self._wake.wait()
+
+    async def _send_frame(self, job: _Outgoing) -> None:
+        """Send the next frame of a chunk; after the last one wait until the socket has all but drained."""
+        if not job.cancelled and job.at < job.stop:
+            stop = min(job.at + SPAN_BYTES, job.stop)
+            await trio.lowlevel.wait_writable(self._sock)
+            header = memoryview(span_header(job.number, stop - job.at))
+            header = header[self._sock.send(header, socket.MSG_MORE) :]
+            if header:
+                await _send_all(self._sock, header)
+            while job.at < stop:
+                try:
+                    sent = os.sendfile(self._sock.fileno(), job.descriptor, job.at, stop - job.at)
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(self._sock)
+                    continue
+                if not sent:
+                    raise OSError("the store's file ends too early")
+                job.at += sent
+            if job.at < job.stop:
+                return
+        if job.at < job.stop:
+            self.send(Refuse(job.number))
+        await trio.lowlevel.wait_writable(self._sock)
+        self._jobs.popleft()
+        job.release()
+        self._handler.chunk_sent(self.peer_id, job.number)

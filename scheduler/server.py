@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scheduler's sockets: one task pair per agent around the pure state, and the HTTP API beside it.
+
+Invariants: a message that goes to many agents is encoded once; what waits for a slow agent is
+bounded (it is dropped and comes back); an agent that returns under its id takes its old
+connection's place.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING, cast
+
+import hypercorn.config
+import hypercorn.trio
+import structlog
+import trio
+
+from p2pdist.core.types import PeerId
+from p2pdist.core.wire import VERSION, ChunkSpan, Decoder, Hello, Message, PeerAddress, encode
+from p2pdist.errors import ConfigError, RemoteProtocolError
+from scheduler.api import make_api
+from scheduler.swarm import PUSH_S, SchedulerState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from hypercorn.typing import ASGIFramework
+
+    from p2pdist.config import Address
+    from scheduler.config import SchedulerConfig
+
+log = structlog.get_logger("scheduler")
+
+SCHEDULER_ID = PeerId("0" * 32)
+"""What the scheduler calls itself in its Hello; agents' ids are random."""
+HELLO_S = 5.0
+DEAD_S = 20
+RECEIVE_BYTES = 64 * 1024
+MAX_QUEUED_BYTES = 8 * 1024 * 1024
+
+
+class AgentConnection:
+    """One agent's connection, and what waits to be sent on it."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.pending = bytearray()
+        self.wake = trio.Event()
+        self.scope = trio.CancelScope()
+
+    def send(self, frame: bytes) -> None:
+        if len(self.pending) > MAX_QUEUED_BYTES:
+            self.scope.cancel()
+            return
+        self.pending += frame
+        self.wake.set()
+
+    async def write(self) -> None:
+        """Send what is queued until cancelled."""
+        while True:
+            if not self.pending:
+                self.wake = trio.Event()
+                await self.wake.wait()
+            data = bytes(self.pending)
+            self.pending.clear()
+            await self.stream.send_all(data)
+
+
+class SchedulerServer:
+    """Serves agents and the API until cancelled."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.started = time.time()
+        self.messages_in = 0
+        self.messages_out = 0
+        self.state = SchedulerState(
+            random.Random(), degree=config.degree, tag_ttl_s=config.tag_ttl_s, started=trio.current_time()
+        )
+        self._connections: dict[PeerId, AgentConnection] = {}
+
+    async def run(self) -> None:
+        """Listen and serve.
+
+        Raises:
+            ConfigError: an address cannot be listened on.
+        """
+        agents = await _listen(self.config.listen, "listen")
+        # Bound here, so that a port in use is one clear line; hypercorn takes over the descriptors.
+        api = [listener.socket.detach() for listener in await _listen(self.config.api_listen, "api_listen")]
+        settings = hypercorn.config.Config()
+        settings.bind = [f"fd://{descriptor}" for descriptor in api]
+        settings.graceful_timeout = self.config.shutdown_grace_s
+        settings.loglevel = "WARNING"
+        stop = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._stop_on_signal, stop)
+            nursery.start_soon(self._tick)
+            nursery.start_soon(trio.serve_listeners, self._serve, agents)
+            log.info("scheduler listens", agents=str(self.config.listen), api=str(self.config.api_listen))
+            await hypercorn.trio.serve(cast("ASGIFramework", make_api(self)), settings, shutdown_trigger=stop.wait)
+            nursery.cancel_scope.cancel()
+
+    async def _stop_on_signal(self, stop: trio.Event) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("scheduler stops", signal=signal.Signals(number).name)
+                stop.set()
+                return
+
+    async def _tick(self) -> None:
+        while True:
+            await trio.sleep(PUSH_S)
+            self._deliver(self.state.tick(trio.current_time()))
+
+    def _deliver(self, out: Iterable[tuple[PeerId, Message]]) -> None:
+        last: Message | None = None
+        frame = b""
+        for peer, message in out:
+            if message is not last:
+                last, frame = message, encode(message)
+            connection = self._connections.get(peer)
+            if connection is not None:
+                self.messages_out += 1
+                connection.send(frame)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        """Serve one agent until it goes; nothing that it does ends the scheduler."""
+        connection = AgentConnection(stream)
+        decoder = Decoder()
+        peer: PeerId | None = None
+        why = "closed"
+        try:
+            with connection.scope:
+                hello, early = await self._greet(stream, decoder)
+                peer = hello.peer_id
+                self._admit(connection, hello)
+                self._take_in(peer, early)
+                async with trio.open_nursery(strict_exception_groups=False) as nursery:
+                    nursery.start_soon(connection.write)
+                    while data := await stream.receive_some(RECEIVE_BYTES):
+                        self._take_in(peer, decoder.feed(memoryview(data)))
+                    nursery.cancel_scope.cancel()
+        except (RemoteProtocolError, trio.BrokenResourceError, trio.TooSlowError, OSError) as error:
+            why = str(error) or type(error).__name__
+        finally:
+            if peer is not None and self._connections.get(peer) is connection:
+                del self._connections[peer]
+                self._deliver(self.state.gone(peer, trio.current_time()))
+            log.info("agent left", peer=peer, why=why)
+            with trio.move_on_after(1, shield=True):
+                await trio.aclose_forcefully(stream)
+
+    async def _greet(self, stream: trio.SocketStream, decoder: Decoder) -> tuple[Hello, list[Message | ChunkSpan]]:
+        _tune(stream)
+        with trio.fail_after(HELLO_S):
+            items: list[Message | ChunkSpan] = []
+            while not items:
+                data = await stream.receive_some(RECEIVE_BYTES)
+                if not data:
+                    raise RemoteProtocolError("it hung up before its hello")
+                items = decoder.feed(memoryview(data))
+            hello = items[0]
+            if not isinstance(hello, Hello):
+                raise RemoteProtocolError(f"a {type(hello).__name__} where a hello should be")
+            own = Hello(VERSION, self.config.cluster, SCHEDULER_ID, 0, "", "", "")
+            await stream.send_all(encode(own))
+        if hello.version != VERSION or hello.cluster != self.config.cluster:
+            raise RemoteProtocolError(f"protocol {hello.version} or cluster {hello.cluster!r} is not ours")
+        if len(self._connections) >= self.config.max_agents:
+            raise RemoteProtocolError(f"there are {self.config.max_agents} agents already (max_agents)")
+        return hello, items[1:]
+
+    def _admit(self, connection: AgentConnection, hello: Hello) -> None:
+        peer = hello.peer_id
+        old = self._connections.pop(peer, None)
+        if old is not None:
+            old.scope.cancel()
+            self._deliver(self.state.gone(peer, trio.current_time()))
+        host = hello.host or connection.stream.socket.getpeername()[0]
+        self._connections[peer] = connection
+        self.state.connected(PeerAddress(peer, host, hello.port, hello.site, hello.rack))
+        log.info("agent joined", peer=peer, host=host, port=hello.port)
+
+    def _take_in(self, peer: PeerId, items: list[Message | ChunkSpan]) -> None:
+        for item in items:
+            if isinstance(item, ChunkSpan):
+                raise RemoteProtocolError("it sends chunk bytes to the scheduler")
+            self.messages_in += 1
+            self._deliver(self.state.said(peer, item, trio.current_time()))
+
+
+def _tune(stream: trio.SocketStream) -> None:
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_S // 2)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_S * 1000)
+
+
+async def _listen(address: Address, key: str) -> list[trio.SocketListener]:
+    try:
+        return await trio.open_tcp_listeners(address.port, host=address.host)
+    except OSError as error:
+        what = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror or error}"
+        raise ConfigError(f"{key}: {address} {what}; choose another address or stop what holds it") from error
