@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store without its medium: the index, who reads what, room and eviction.
+
+Owns: which blobs there are, how many handles are open on each, when each was last used, and the rule that
+nothing with an open handle is evicted. Refuses: to know where bytes live; `DiskStore` and
+`MemoryStore` say that by the underscored methods at the end.
+
+Threads: any method may be called from any thread. `_lock` guards the index and the names of the files, and
+is held only for short system calls (open, rename, unlink of a sidecar), never for the reading, writing,
+syncing or deleting of a blob's bytes. `on_evicted` is called in the thread that needed the room, without the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import threading
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from p2pdist.core.chunkmap import ChunkMap
+from p2pdist.core.types import parse_digest
+from p2pdist.core.verify import checksum_of
+from p2pdist.errors import IntegrityError, StoreFullError
+from p2pdist.store.eviction import oldest, plan_eviction
+from p2pdist.store.handles import ArrivingBlob, Keeper, OpenBlob
+from p2pdist.store.journal import recheck
+from p2pdist.store.sidecar import Sidecar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from p2pdist.core.types import Checksum, Digest
+    from p2pdist.ports import PartialBlob, StoredBlob
+    from p2pdist.store.eviction import Limits
+    from p2pdist.store.handles import Notes
+
+Result = TypeVar("Result")
+
+_SAVE_USE_EVERY_S = 60.0
+"""A blob's last use is written at most this often: it only has to survive a restart roughly."""
+_TICK_S = 1e-6
+"""Two uses never have the same time, so that their order is known."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One blob in the index; guarded by the store's lock."""
+
+    digest: Digest
+    size_bytes: int
+    last_used_s: float
+    whole: bool
+    public: bool = False
+    handles: int = 0
+    use_saved_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """The medium of a partial blob: a preallocated file and what is noted of its chunks."""
+
+    fd: int
+    notes: Notes
+    noted: dict[int, Checksum]
+
+
+class BaseStore(ABC):
+    """A `ChunkStore` over a medium.
+
+    Args:
+        now: wall-clock seconds; only their order and the distance to a file's mtime matter.
+        on_evicted: told of each whole blob that is gone without a `remove`; must not block.
+    """
+
+    def __init__(self, limits: Limits, now: Callable[[], float], on_evicted: Callable[[Digest], None] | None) -> None:
+        self._limits = limits
+        self._now = now
+        self._on_evicted = on_evicted or (lambda _digest: None)
+        self._lock = threading.Lock()
+        self._whole: dict[Digest, Entry] = {}
+        self._partial: dict[Digest, Entry] = {}
+        self._latest_use_s = 0.0
+        self._evicted_blobs = 0
+        self._evicted_bytes = 0
+
+    def contains(self, digest: Digest) -> bool:
+        return digest in self._whole
+
+    def digests(self) -> Iterator[Digest]:
+        with self._lock:
+            latest_first = sorted(self._whole.values(), key=lambda entry: entry.last_used_s, reverse=True)
+        return (entry.digest for entry in latest_first)
+
+    def statistics(self) -> dict[str, int]:
+        """Return what the port promises, and `partial_bytes`; partial blobs count as evicted too."""
+        with self._lock:
+            return {
+                "blobs": len(self._whole),
+                "bytes": sum(entry.size_bytes for entry in self._whole.values()),
+                "partial_blobs": len(self._partial),
+                "partial_bytes": sum(entry.size_bytes for entry in self._partial.values()),
+                "evicted_blobs": self._evicted_blobs,
+                "evicted_bytes": self._evicted_bytes,
+            }
+
+    def open(self, digest: Digest) -> StoredBlob | None:
+        """Return the blob open for reading, or None where it is not here whole; a damaged one is dropped.
+
+        Raises:
+            StoreError: it is here but cannot be read now, for example for want of descriptors.
+        """
+        with self._lock:
+            entry = self._whole.get(digest)
+            if entry is None:
+                return None
+            opened = self._open_whole(digest)
+            if opened is not None:
+                self._touch(entry)
+                entry.handles += 1
+                return OpenBlob(digest, opened[1], opened[0], functools.partial(self._release, entry))
+            self._drop(entry)
+        self._report_gone([entry])
+        return None
+
+    def start(self, digest: Digest, size_bytes: int, chunk_bytes: int) -> PartialBlob:
+        """As the port says. A blob that is here whole may arrive again; its commit replaces it.
+
+        Raises:
+            ValueError: it is arriving already, or the sizes are impossible.
+        """
+        if size_bytes < 0 or chunk_bytes <= 0:
+            raise ValueError(f"no such cut: {size_bytes} bytes by {chunk_bytes}")
+        entry = self._claim(parse_digest(digest))
+        try:
+            return self._resume(entry, size_bytes, chunk_bytes) or self._begin(entry, size_bytes, chunk_bytes)
+        except BaseException:
+            self._leave(entry)
+            raise
+
+    def add(self, digest: Digest, body: bytes, *, media_type: str, public: bool) -> None:
+        """As the port says; synced to disk, so better run in a thread. Once public, a blob stays public."""
+        actual = f"sha256:{hashlib.sha256(body).hexdigest()}"
+        if parse_digest(digest) != actual:
+            raise IntegrityError(f"{digest} does not match its content", expected=digest, actual=actual)
+        with self._lock:
+            known = self._whole.get(digest)
+            if known is not None and known.public >= public:
+                self._touch(known)
+                return
+        cut = ChunkMap.of(len(body))
+        spans = ((cut.start(index), cut.length(index)) for index in range(cut.count))
+        checksums = tuple(checksum_of(memoryview(body)[start : start + length]) for start, length in spans)
+        sidecar = Sidecar(len(body), media_type, public, cut.chunk_bytes, checksums)
+        entry = Entry(digest, len(body), 0.0, whole=True, public=public)
+        self._make_room(digest, len(body))
+        self._with_room(len(body), lambda: self._put(digest, body, sidecar, functools.partial(self._admit, entry)))
+
+    def remove(self, digest: Digest) -> None:
+        """Delete a stored blob at once; those who read it keep their descriptors. No error if it is not here."""
+        with self._lock:
+            if (entry := self._whole.get(digest)) is not None:
+                self._drop(entry)
+        self._sweep()
+
+    # Arriving blobs
+
+    def _claim(self, digest: Digest) -> Entry:
+        """Return the entry of a partial blob, marked open, so that nobody else opens or evicts it."""
+        with self._lock:
+            entry = self._partial.setdefault(digest, Entry(digest, 0, 0.0, whole=False))
+            if entry.handles:
+                raise ValueError(f"{digest} is arriving already")
+            entry.handles = 1
+            return entry
+
+    def _resume(self, entry: Entry, size_bytes: int, chunk_bytes: int) -> PartialBlob | None:
+        """Return what an earlier run left of the blob; None where that was nothing, or another cut."""
+        if entry.size_bytes != size_bytes or not size_bytes:
+            return None
+        cut = ChunkMap(size_bytes, chunk_bytes)
+        arrival = self._reopen(entry.digest, cut)
+        return None if arrival is None else self._hand_out(entry, cut, arrival)
+
+    def _begin(self, entry: Entry, size_bytes: int, chunk_bytes: int) -> PartialBlob:
+        with self._lock:
+            self._detach(entry)
+            entry.size_bytes = 0
+        self._sweep()
+        self._make_room(entry.digest, size_bytes, entry)
+        cut = ChunkMap(size_bytes, chunk_bytes)
+        try:
+            arrival = self._with_room(size_bytes, lambda: self._create(entry.digest, cut))
+        except BaseException:
+            entry.size_bytes = 0
+            raise
+        return self._hand_out(entry, cut, arrival)
+
+    def _hand_out(self, entry: Entry, cut: ChunkMap, arrival: Arrival) -> PartialBlob:
+        have = recheck(arrival.fd, cut, arrival.noted)
+        for index in arrival.noted.keys() - have.keys():
+            with contextlib.suppress(OSError):  # then the next start checks it again
+                arrival.notes.forget(index)
+        keeper = Keeper(
+            functools.partial(self._commit, entry),
+            functools.partial(self._leave, entry),
+            functools.partial(self._discard, entry),
+        )
+        return ArrivingBlob(entry.digest, cut, arrival.fd, arrival.notes, have, keeper)
+
+    def _commit(self, entry: Entry, fd: int, sidecar: Sidecar) -> StoredBlob:
+        reader = os.dup(fd)
+        try:
+            self._with_room(1, lambda: self._place(entry.digest, sidecar, functools.partial(self._admit, entry)))
+        except BaseException:
+            os.close(reader)
+            raise
+        with self._lock:
+            entry.handles += 1
+        return OpenBlob(entry.digest, sidecar, reader, functools.partial(self._release, entry))
+
+    def _admit(self, entry: Entry) -> None:
+        """Make the blob servable; with the lock held, in the instant when its files have their names."""
+        if self._partial.get(entry.digest) is entry:
+            del self._partial[entry.digest]
+        entry.whole = True
+        self._whole[entry.digest] = entry
+        self._touch(entry)
+
+    def _leave(self, entry: Entry) -> None:
+        self._release(entry)
+        if not entry.whole and not entry.size_bytes:
+            self._discard(entry)
+
+    def _discard(self, entry: Entry) -> None:
+        if entry.whole:
+            self._release(entry)
+            return
+        with self._lock:
+            entry.handles = 0
+            self._drop(entry)
+        self._sweep()
+
+    def _release(self, entry: Entry) -> None:
+        with self._lock:
+            entry.handles -= 1
+            self._touch(entry)
+
+    def _touch(self, entry: Entry) -> None:
+        entry.last_used_s = self._latest_use_s = max(self._now(), self._latest_use_s + _TICK_S)
+        if entry.whole and entry.last_used_s - entry.use_saved_s >= _SAVE_USE_EVERY_S:
+            entry.use_saved_s = entry.last_used_s
+            self._save_use(entry)
+
+    # Room
+
+    def _make_room(self, digest: Digest, size_bytes: int, claim: Entry | None = None) -> None:
+        """Evict until `size_bytes` more fit, and reserve them for `claim`. Raises StoreFullError."""
+        free_bytes = self._free_bytes()
+        with self._lock:
+            used_bytes = sum(entry.size_bytes for entry in (*self._whole.values(), *self._partial.values()))
+            victims = plan_eviction(
+                self._idle(), self._limits, used_bytes=used_bytes, incoming_bytes=size_bytes, free_bytes=free_bytes
+            )
+            if victims is None:
+                raise StoreFullError(
+                    f"no room for {digest} ({_size(size_bytes)}): the store holds {_size(used_bytes)} of at most "
+                    f"{_size(self._limits.max_bytes)}, the disk has {_size(free_bytes)} free, of which "
+                    f"{_size(self._limits.min_free_bytes)} stay free; raise `store_max` or free disk space"
+                )
+            gone = self._evict(victims)
+            if claim:
+                claim.size_bytes = size_bytes
+        self._report_gone(gone)
+
+    def _with_room(self, size_bytes: int, action: Callable[[], Result]) -> Result:
+        """Run `action`; where the disk proves full, evict `size_bytes` and run it once more."""
+        try:
+            return action()
+        except StoreFullError:
+            with self._lock:
+                gone = self._evict(oldest(self._idle(), size_bytes))
+            self._report_gone(gone)
+            if not gone:
+                raise
+        return action()
+
+    def _idle(self) -> list[Entry]:
+        return [entry for entry in (*self._whole.values(), *self._partial.values()) if not entry.handles]
+
+    def _evict(self, victims: list[Entry]) -> list[Entry]:
+        for entry in victims:
+            self._drop(entry)
+            self._evicted_blobs += 1
+            self._evicted_bytes += entry.size_bytes
+        return victims
+
+    def _drop(self, entry: Entry) -> None:
+        """Take a blob out of the index and its files off their names; with the lock held."""
+        self._detach(entry)
+        home = self._whole if entry.whole else self._partial
+        if home.get(entry.digest) is entry:
+            del home[entry.digest]
+
+    def _report_gone(self, gone: list[Entry]) -> None:
+        self._sweep()
+        for entry in gone:
+            if entry.whole:
+                self._on_evicted(entry.digest)
+
+    # The medium
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give up the medium."""
+
+    @abstractmethod
+    def _free_bytes(self) -> int:
+        """Return what the medium has free."""
+
+    @abstractmethod
+    def _open_whole(self, digest: Digest) -> tuple[int, Sidecar] | None:
+        """Return a new descriptor and the metadata; None where the blob is damaged. Called with the lock held."""
+
+    @abstractmethod
+    def _create(self, digest: Digest, cut: ChunkMap) -> Arrival:
+        """Preallocate a partial blob; what an error leaves, `_detach` deletes. Raises StoreError, StoreFullError."""
+
+    @abstractmethod
+    def _reopen(self, digest: Digest, cut: ChunkMap) -> Arrival | None:
+        """Open a partial blob that was left, or return None where it is damaged or cut otherwise."""
+
+    @abstractmethod
+    def _place(self, digest: Digest, sidecar: Sidecar, admit: Callable[[], None]) -> None:
+        """Make a synced partial blob a whole one; call `admit` with the lock held once it may be served.
+
+        Raises StoreError and StoreFullError before `admit`, nothing after it.
+        """
+
+    @abstractmethod
+    def _put(self, digest: Digest, body: bytes, sidecar: Sidecar, admit: Callable[[], None]) -> None:
+        """Store a small blob, as `_place`."""
+
+    @abstractmethod
+    def _detach(self, entry: Entry) -> None:
+        """Take the blob's files off their names, if there are any. Called with the lock held."""
+
+    @abstractmethod
+    def _sweep(self) -> None:
+        """Delete what was detached."""
+
+    @abstractmethod
+    def _save_use(self, entry: Entry) -> None:
+        """Remember `last_used_s` across a restart; failures do not matter."""
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.1f} MiB" if size_bytes >= 2**20 else f"{size_bytes} bytes"
