@@ -50,7 +50,7 @@ class Process:
         """Raise LabError with the end of the log if the process has ended."""
         code = self._popen.poll()
         if code is not None:
-            raise LabError(f"{self.name} ended with exit code {code}; its last lines:\n{self.tail()}")
+            raise LabError(f"{self.name} ended with exit code {code}", log=self.tail())
 
     def tail(self) -> str:
         """Return the last lines of the log."""

@@ -76,7 +76,7 @@ class Registry:
                 self.process.check()
                 await trio.sleep(0.05)
             return
-        raise LabError(f"{self.kind} does not answer after {_READY_TIMEOUT_S:.0f} s:\n{self.process.tail()}")
+        raise LabError(f"{self.kind} does not answer after {_READY_TIMEOUT_S:.0f} s", log=self.process.tail())
 
 
 class DockerRegistry(Registry):
@@ -93,7 +93,7 @@ class DockerRegistry(Registry):
                 path = f"/v2/{repository}/manifests/{reference}"
                 _expect(connection, "PUT", path, 201, body, {"Content-Type": manifest.media_type})
         except (OSError, http.client.HTTPException) as error:
-            raise LabError(f"cannot push the image to docker-registry: {error}\n{self.process.tail()}") from error
+            raise LabError(f"cannot push the image to docker-registry: {error}", log=self.process.tail()) from error
         finally:
             connection.close()
 

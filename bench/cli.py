@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs `demo` and `bench`: what may be asked for, in click's words; the only file here that exits."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from bench.systems import SYSTEMS
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+T = TypeVar("T")
+
+_NODES = click.IntRange(2, 200)
+_MBIT = click.FloatRange(1, 100_000)
+_MIB = click.IntRange(1, 64 << 10)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_DIRECTORY = click.Path(file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("--nodes", type=_NODES, default=8, show_default=True, help="Nodes that pull at once.")
+@click.option("--link-mbit", type=_MBIT, default=100.0, show_default=True, help="Each link, Mbit/s both ways.")
+@click.option("--image-mib", type=_MIB, default=100, show_default=True, help="About the size of the image, MiB.")
+def demo(nodes: int, link_mbit: float, image_mib: int) -> None:
+    """Show p2pdist at work: one image to all nodes of a small cluster on this machine, next to direct pulls.
+
+    Needs no configuration. As root, or where user namespaces are allowed, each node has a shaped link of
+    its own. Everything that it starts ends with it, also on Ctrl-C.
+    """
+    from rich.console import Console
+
+    from bench.crowd import Shape
+    from bench.demo import Demo, show
+    from bench.lab import netns
+
+    reason = netns.why_not()
+    shape = Shape(nodes=nodes, link_mbit=link_mbit, origin_mbit=link_mbit, image_bytes=image_mib << 20)
+    right = _run(partial(show, Demo(shape, reason, netns.in_user_namespace()), Console()))
+    sys.exit(0 if right else 1)
+
+
+@click.group()
+def bench() -> None:
+    """Measure p2pdist on this machine."""
+
+
+@bench.command()
+@click.option("--nodes", type=_NODES, default=12, show_default=True, help="Nodes that pull at once.")
+@click.option("--link-mbit", type=_MBIT, default=100.0, show_default=True, help="Each node's link, Mbit/s both ways.")
+@click.option("--origin-mbit", type=_MBIT, help="The registry's link.  [default: as --link-mbit]")
+@click.option("--image-mib", type=_MIB, default=64, show_default=True, help="Size of the image, MiB.")
+@click.option("--layers", type=click.IntRange(1, 127), default=3, show_default=True, help="Its layers, of equal size.")
+@click.option("--jitter-s", type=click.FloatRange(0), default=0.0, show_default=True, help="Spread of the starts, s.")
+@click.option(
+    "--system", "systems", type=click.Choice(SYSTEMS), multiple=True, help="May be repeated.  [default: p2pdist]"
+)
+@click.option("--runs", type=click.IntRange(1, 100), default=1, show_default=True, help="Runs of each system.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the first run; then one more for each.")
+@click.option(
+    "--kill-scheduler-at", type=click.FloatRange(0, 1), help="Kill the scheduler at this part of all bytes, 0 to 1."
+)
+@click.option("--json", "json_file", type=_FILE, help="Write one JSON object per run and line.")
+@click.option("--keep-logs", type=_DIRECTORY, help="Copy the logs of all processes there.")
+def rollout(
+    nodes: int,
+    link_mbit: float,
+    origin_mbit: float | None,
+    image_mib: int,
+    layers: int,
+    jitter_s: float,
+    systems: tuple[str, ...],
+    runs: int,
+    seed: int,
+    kill_scheduler_at: float | None,
+    json_file: Path | None,
+    keep_logs: Path | None,
+) -> None:
+    """Pull one image on all nodes at once, with one system after another, and measure.
+
+    The bound is the image's size over what one bulk TCP flow gets from the registry to a node.
+    A run with under 25% idle CPU is void: it measured the machine.
+    """
+    from rich.console import Console
+
+    from bench.crowd import Shape
+    from bench.lab import netns
+    from bench.rollout import Plan, rollouts
+
+    reason = netns.why_not()
+    plan = Plan(
+        shape=Shape(
+            nodes=nodes, link_mbit=link_mbit, origin_mbit=origin_mbit or link_mbit, image_bytes=image_mib << 20
+        ),
+        layers=layers,
+        systems=systems or ("p2pdist",),
+        runs=runs,
+        seed=seed,
+        jitter_s=jitter_s,
+        kill_scheduler_at=kill_scheduler_at,
+        json_file=json_file,
+        keep_logs=keep_logs,
+        loopback_reason=reason,
+    )
+    sys.exit(0 if _run(partial(rollouts, plan, Console())) else 1)
+
+
+def _run(main: Callable[[], Awaitable[T]]) -> T:
+    """Run to the end or to a signal; show the log that explains a failure before the command names it."""
+    from bench import interrupt
+    from bench.lab.errors import LabError
+
+    try:
+        return interrupt.run(main)
+    except interrupt.Interrupted as error:
+        click.echo("stopped; all that was started has ended", err=True)
+        sys.exit(128 + error.signal)
+    except (LabError, BaseExceptionGroup) as error:
+        for log in _logs(error):
+            click.echo(log, err=True)
+        raise
+
+
+def _logs(error: BaseException) -> Iterator[str]:
+    from bench.lab.errors import LabError
+
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _logs(inner)
+    elif isinstance(error, LabError) and error.log:
+        yield error.log

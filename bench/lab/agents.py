@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Agents and a scheduler on the hosts of a lab, as the programs that users run."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from bench.lab import http
+from bench.lab.errors import LabError
+from bench.lab.pullers import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from pathlib import Path
+
+    from bench.lab.hosts import Host
+    from bench.lab.processes import Process, ProcessGroup
+    from bench.lab.registry import Registry
+
+REGISTRY_NAME = "registry.lab"
+"""What the pullers call the origin, in `?ns=`."""
+
+_MIRROR_PORT, _PEER_PORT, _ADMIN_PORT, _SCHEDULER_PORT, _API_PORT = 5050, 5051, 5052, 5060, 5061
+_READY_TIMEOUT_S = 60.0
+"""A dozen interpreters start at once, on few cores."""
+
+_SCHEDULER_TIMEOUT_S = 20.0
+_MESH_TIMEOUT_S = 10.0
+_POLL_S = 0.25
+_STATUS_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    host: Host
+    process: Process
+
+    @property
+    def source(self) -> Source:
+        """Where this host's runtime pulls from."""
+        return Source(f"http://{self.host.local_address}:{_MIRROR_PORT}", REGISTRY_NAME)
+
+    async def ready(self) -> bool:
+        self.process.check()
+        return await http.get_status(self.host, self._admin("readyz"), timeout_s=_STATUS_TIMEOUT_S) == 200
+
+    async def status(self) -> dict[str, Any]:
+        """Return what `/status` tells, {} where the agent does not answer in time."""
+        return await http.get_json(self.host, self._admin("status"), timeout_s=_STATUS_TIMEOUT_S) or {}
+
+    def _admin(self, path: str) -> str:
+        return f"http://{self.host.local_address}:{_ADMIN_PORT}/{path}"
+
+
+async def start_scheduler(group: ProcessGroup, host: Host, data: Path) -> Process:
+    """Start a scheduler and wait until agents can reach it. Raises LabError."""
+    command = ["--listen", f"{host.address}:{_SCHEDULER_PORT}", "--api-listen", f"{host.local_address}:{_API_PORT}"]
+    process = group.start(host, "scheduler", [*_p2pdist("scheduler"), *command, "--data-dir", str(data / "scheduler")])
+
+    async def accepts() -> bool:
+        process.check()
+        connection = trio.socket.from_stdlib_socket(host.socket())
+        try:
+            await connection.connect((host.address, _SCHEDULER_PORT))
+        except OSError:
+            return False
+        finally:
+            connection.close()
+        return True
+
+    await _until(accepts, _SCHEDULER_TIMEOUT_S, process)
+    return process
+
+
+async def start_agents(
+    group: ProcessGroup, hosts: Sequence[Host], data: Path, registry: Registry, *, scheduler: Host | None
+) -> list[Agent]:
+    """Start an agent on each host and wait until all say that they are ready.
+
+    Args:
+        data: gets a data directory for each agent.
+        scheduler: the host of the scheduler; None to let the agents find each other by mDNS.
+
+    Raises:
+        LabError: an agent ends or is not ready in time.
+    """
+    found_by = ["--scheduler", f"{scheduler.address}:{_SCHEDULER_PORT}", "--no-mdns"] if scheduler else []
+    agents = [_start_agent(group, host, data, registry, found_by) for host in hosts]
+    async with trio.open_nursery() as nursery:
+        for agent in agents:
+            nursery.start_soon(_until, agent.ready, _READY_TIMEOUT_S, agent.process)
+    return agents
+
+
+async def wait_for_mesh(agents: Sequence[Agent]) -> int:
+    """Wait until each agent knows all others, at most 10 s; return the fewest peers that an agent knows."""
+    fewest = 0
+    with trio.move_on_after(_MESH_TIMEOUT_S):
+        while fewest < len(agents) - 1:
+            await trio.sleep(_POLL_S)
+            fewest = min([len((await agent.status()).get("peers", [])) for agent in agents])
+    return fewest
+
+
+def _start_agent(group: ProcessGroup, host: Host, data: Path, registry: Registry, found_by: list[str]) -> Agent:
+    listeners = [
+        *("--mirror-listen", f"{host.local_address}:{_MIRROR_PORT}"),
+        *("--peer-listen", f"{host.address}:{_PEER_PORT}"),
+        *("--admin-listen", f"{host.local_address}:{_ADMIN_PORT}"),
+    ]
+    place = ["--data-dir", str(data / f"agent-{host.name}"), "--registry", f"{REGISTRY_NAME}={registry.base_url}"]
+    return Agent(host, group.start(host, f"agent-{host.name}", [*_p2pdist("agent"), *listeners, *place, *found_by]))
+
+
+def _p2pdist(verb: str) -> list[str]:
+    return [sys.executable, "-m", "p2pdist", verb]
+
+
+async def _until(condition: Callable[[], Awaitable[bool]], timeout_s: float, process: Process) -> None:
+    with trio.move_on_after(timeout_s):
+        while not await condition():  # noqa: ASYNC110 - another process; nobody signals
+            await trio.sleep(_POLL_S)
+        return
+    raise LabError(f"{process.name} is not ready after {timeout_s:.0f} s", log=process.tail())
