@@ -30,7 +30,6 @@ TRIES = 5
 PAUSE_S = 0.5
 """Before the first repetition; doubled before each further one."""
 
-_READ_BYTES = 1 << 20
 _TIMEOUTS = httpx.Timeout(60.0, connect=5.0)
 _SPLIT_TIMEOUT_S = 2.0
 
@@ -125,9 +124,13 @@ class MirrorClient:
             async with self._get(repository, f"blobs/{blob.digest}", headers) as response:
                 on_source(response.headers.get("P2pdist-Source", ""))
                 skip = start - _first_byte(response, start, blob.digest)
-                async for data in response.aiter_raw(_READ_BYTES):
-                    await trio.to_thread.run_sync(sink.write, data[skip:])
+
+                def take(data: bytes) -> None:
+                    nonlocal skip
+                    sink.write(data[skip:])
                     skip = max(0, skip - len(data))
+
+                await _consume(response, take)
             if sink.written_bytes < blob.size_bytes:
                 raise TransferError(
                     f"{self.url} sent {sink.written_bytes} of the {blob.size_bytes} bytes of {blob.digest}"
@@ -182,14 +185,39 @@ async def _persist(attempt: Callable[[], Awaitable[T]]) -> T:
     return await attempt()
 
 
+async def _consume(response: httpx.Response, take: Callable[[bytes], None]) -> None:
+    """Give the body to `take`, part by part.
+
+    The loop is never left early, or httpx's nested generators would wait for the garbage collector: when
+    `take` fails, the connection is closed, which ends them all, and then its error is raised.
+    """
+    failure: Exception | None = None
+    try:
+        async for data in response.aiter_raw():
+            if failure is None:
+                try:
+                    take(data)
+                except Exception as error:
+                    failure = error
+                    await response.aclose()
+    except httpx.HTTPError:
+        if failure is None:
+            raise
+    if failure is not None:
+        raise failure
+
+
 async def _read_bounded(response: httpx.Response) -> bytes:
     body = bytearray()
-    async for data in response.aiter_raw():
-        body += data
+
+    def take(data: bytes) -> None:
+        body.extend(data)
         if len(body) > MANIFEST_BYTES_MAX:
-            raise P2PDistError(f"manifest {response.url.path} has more than {MANIFEST_BYTES_MAX} bytes")
+            raise P2PDistError(f"{response.url.path} has more than {MANIFEST_BYTES_MAX} bytes")
+
+    await _consume(response, take)
     if (length := response.headers.get("Content-Length", "")).isdigit() and len(body) < int(length):
-        raise TransferError(f"manifest {response.url.path} was cut short")
+        raise TransferError(f"{response.url.path} was cut short")
     return bytes(body)
 
 
@@ -210,7 +238,7 @@ async def _refusal(response: httpx.Response, mirror: str, what: str) -> P2PDistE
         body = await _read_bounded(response)
         entry = httpx.Response(200, content=body).json()["errors"][0]
         reason = f": {entry.get('code', '')} {entry.get('message', '')}"[:300]
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (P2PDistError, ValueError, LookupError, TypeError, AttributeError):
         pass
     line = f"{mirror} answered {response.status_code} to {what}{reason.rstrip()}"
     again = response.status_code in (408, 429) or response.status_code >= 500

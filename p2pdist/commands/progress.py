@@ -30,7 +30,7 @@ class Display(Protocol):
         """Make room for blobs that will arrive."""
 
     def moved(self, blob: Descriptor, arrived_bytes: int) -> None:
-        """So many bytes of the blob are here now; called from worker threads."""
+        """So many bytes of the blob are here now."""
 
     def source(self, blob: Descriptor, split: Split) -> None:
         """The bytes so far came from there."""
