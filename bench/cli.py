@@ -15,6 +15,8 @@ from bench.systems import SYSTEMS
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from rich.console import Console
+
 T = TypeVar("T")
 
 _NODES = click.IntRange(2, 200)
@@ -34,15 +36,13 @@ def demo(nodes: int, link_mbit: float, image_mib: int) -> None:
     Needs no configuration. As root, or where user namespaces are allowed, each node has a shaped link of
     its own. Everything that it starts ends with it, also on Ctrl-C.
     """
-    from rich.console import Console
-
     from bench.crowd import Shape
     from bench.demo import Demo, show
     from bench.lab import netns
 
-    reason = netns.why_not()
+    reason = netns.why_not(announce=click.echo)
     shape = Shape(nodes=nodes, link_mbit=link_mbit, origin_mbit=link_mbit, image_bytes=image_mib << 20)
-    right = _run(partial(show, Demo(shape, reason, netns.in_user_namespace()), Console()))
+    right = _run(partial(show, Demo(shape, reason, netns.in_user_namespace()), _console()))
     sys.exit(0 if right else 1)
 
 
@@ -87,13 +87,11 @@ def rollout(
     The bound is the image's size over what one bulk TCP flow gets from the registry to a node.
     A run with under 25% idle CPU is void: it measured the machine.
     """
-    from rich.console import Console
-
     from bench.crowd import Shape
     from bench.lab import netns
     from bench.rollout import Plan, rollouts
 
-    reason = netns.why_not()
+    reason = netns.why_not(announce=click.echo)
     plan = Plan(
         shape=Shape(
             nodes=nodes, link_mbit=link_mbit, origin_mbit=origin_mbit or link_mbit, image_bytes=image_mib << 20
@@ -108,7 +106,7 @@ def rollout(
         keep_logs=keep_logs,
         loopback_reason=reason,
     )
-    sys.exit(0 if _run(partial(rollouts, plan, Console())) else 1)
+    sys.exit(0 if _run(partial(rollouts, plan, _console())) else 1)
 
 
 def _run(main: Callable[[], Awaitable[T]]) -> T:
@@ -125,6 +123,13 @@ def _run(main: Callable[[], Awaitable[T]]) -> T:
         for log in _logs(error):
             click.echo(log, err=True)
         raise
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # A file or pipe has no width of its own; 80 columns would cut lines for nobody.
+    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 def _logs(error: BaseException) -> Iterator[str]:

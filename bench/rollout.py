@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from bench.crowd import REPOSITORY, open_stage, run_rollout
@@ -146,32 +147,34 @@ _COLUMNS: Sequence[tuple[str, Callable[[Result], str]]] = (
     ("system", lambda result: result.system + (" (void)" if result.void else "")),
     ("right", lambda result: f"{result.nodes - result.failed_pulls}/{result.nodes}"),
     ("last s", lambda result: _number(result.last_s)),
-    ("p50 s", lambda result: _number(result.p50_s)),
     ("÷ bound", lambda result: _number(result.own_ratio_to_bound, 3)),
     ("egress ×", lambda result: _number(result.origin_egress_ratio, 3)),
-    ("dup %", lambda result: _number(result.duplicate_bytes_ratio * 100, 2)),
-    ("TTFB p50 · p99 s", lambda result: f"{_number(result.ttfb_p50_s, 2)} · {_number(result.ttfb_p99_s, 2)}"),
+    ("dup %", lambda result: _number(result.duplicate_bytes_ratio * 100, 1)),
+    ("TTFB p99", lambda result: _number(result.ttfb_p99_s, 2)),
     ("CPU-s/GiB", lambda result: _number(result.cpu_s_per_gib)),
     ("RSS MiB", lambda result: _number(result.rss_mib_max, 0)),
-    ("control KiB", lambda result: _number(result.control_bytes_per_node / 1024, 0)),
     ("idle %", lambda result: _number(result.idle_cpu_ratio * 100, 0)),
 )
 
 
 def table(results: Sequence[Result]) -> Table:
-    """Return the closing table: a row for each run; where there are several, the median and worst of a system."""
-    closing = Table()
+    """Return the closing table: a row for each run; below it the median and worst of systems that ran repeatedly."""
+    closing = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), caption=_medians(results))
     for name, _ in _COLUMNS:
-        closing.add_column(name, justify="left" if name == "system" else "right")
+        closing.add_column(name, justify="left" if name == "system" else "right", no_wrap=True)
     for result in results:
         closing.add_row(*(cell(result) for _, cell in _COLUMNS))
+    return closing
+
+
+def _medians(results: Sequence[Result]) -> str | None:
+    lines = []
     for system in dict.fromkeys(result.system for result in results):
         ratios = [result.own_ratio_to_bound for result in results if result.system == system and not result.void]
         known = [ratio for ratio in ratios if ratio is not None]
         if len(known) > 1:
-            summary = f"median {statistics.median(known):.3f}, worst {max(known):.3f}"
-            closing.caption = "\n".join(filter(None, [str(closing.caption or ""), f"{system} ÷ bound: {summary}"]))
-    return closing
+            lines.append(f"{system} ÷ bound: median {statistics.median(known):.3f}, worst {max(known):.3f}")
+    return "\n".join(lines) or None
 
 
 def _number(value: float | None, digits: int = 1) -> str:

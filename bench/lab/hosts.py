@@ -10,6 +10,7 @@ leaves nothing behind, however its block ends.
 from __future__ import annotations
 
 import ipaddress
+import secrets
 import socket
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,10 @@ segments, or a slow link would drop what one sender writes at once."""
 
 _INTERFACE = "eth0"
 _NETWORK = ipaddress.IPv4Network("10.66.0.0/16")
-_LOOPBACK = ipaddress.IPv4Network("127.66.0.0/16")
+_LOOPBACK = ipaddress.IPv4Network("127.64.0.0/10")
+"""Each loopback lab takes 256 addresses of these at random, so that two may run at once."""
+
+_LOOPBACK_HOSTS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,8 @@ def namespace_lab(links: Mapping[str, Link]) -> Iterator[Lab]:
 @contextmanager
 def loopback_lab(names: Sequence[str]) -> Iterator[Lab]:
     """Give hosts that are addresses of the loopback interface, unshaped."""
-    addresses = {name: str(_LOOPBACK[number]) for number, name in enumerate(names, start=1)}
+    first = secrets.randbelow(_LOOPBACK.num_addresses // _LOOPBACK_HOSTS) * _LOOPBACK_HOSTS
+    addresses = {name: str(_LOOPBACK[first + number]) for number, name in enumerate(names, start=1)}
     yield Lab({name: Host(name, address, address, None) for name, address in addresses.items()}, shaped=False)
 
 

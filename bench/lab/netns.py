@@ -19,11 +19,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.lab import ownership
+from bench.lab import debian, ownership
 from bench.lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _RUN = Path("/run/netns")
 _INSIDE = "LAB_IN_USER_NAMESPACE"
@@ -40,15 +40,20 @@ _PROBE = "ip netns add probe && tc -n probe qdisc add dev lo root tbf rate 1mbit
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def why_not() -> str | None:
+def why_not(*, announce: Callable[[str], None] | None = None) -> str | None:
     """Return why this process may not make shaped namespaces, or None where it may.
 
     Where it may only in a user namespace of its own, this call does not return: the program is
     executed again in one, from its beginning; call this before anything is printed or started.
+
+    Args:
+        announce: told that iproute2 is now being installed, where root lacks it; None not to install it.
     """
     _extend_path()
-    missing = [tool for tool in ("ip", "tc", "nsenter", "unshare") if shutil.which(tool) is None]
-    if missing:
+    if announce and _missing() and os.geteuid() == 0:
+        announce("installing iproute2, for shaped links …")
+        debian.install("iproute2")
+    if missing := _missing():
         return f"{' and '.join(missing)} not found; install with: apt-get install iproute2 util-linux"
     here = _probe_here()
     if here is None or _INSIDE in os.environ:
@@ -60,6 +65,10 @@ def why_not() -> str | None:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execvp(_UNSHARE[0], [*_UNSHARE, sys.executable, *sys.orig_argv[1:]])
+
+
+def _missing() -> list[str]:
+    return [tool for tool in ("ip", "tc", "nsenter", "unshare") if shutil.which(tool) is None]
 
 
 def in_user_namespace() -> bool:

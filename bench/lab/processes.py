@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bench.lab.hosts import Host
 
 _GRACE_S = 8.0
-"""How long all processes together may take to end after SIGTERM: an agent lets running responses end."""
+"""An agent lets running responses end, but in a lab nobody waits for them any more."""
 
 _TAIL_LINES = 12
 
@@ -82,10 +82,16 @@ class Process:
 
 
 class ProcessGroup(AbstractContextManager["ProcessGroup"]):
-    """Starts processes and ends them in reverse order; start only from the main thread."""
+    """Starts processes and ends them in reverse order; start only from the main thread.
 
-    def __init__(self, logs: Path) -> None:
+    Args:
+        logs: the directory for their logs.
+        grace_s: how long all of them together may take to end after SIGTERM; SIGKILL follows.
+    """
+
+    def __init__(self, logs: Path, *, grace_s: float = _GRACE_S) -> None:
         self._logs = logs
+        self._grace_s = grace_s
         self._processes: list[Process] = []
 
     def __enter__(self) -> Self:
@@ -117,7 +123,7 @@ class ProcessGroup(AbstractContextManager["ProcessGroup"]):
         return process
 
     def __exit__(self, *_: object) -> None:
-        deadline = time.monotonic() + _GRACE_S
+        deadline = time.monotonic() + self._grace_s
         for process in reversed(self._processes):
             process.terminate()
         for process in reversed(self._processes):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 import trio
 
+from bench.lab import debian, netns
 from bench.lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PORT = 5000
 _READY_TIMEOUT_S = 15.0
-_FETCH_TIMEOUT_S = 60.0
+_VERSION_TIMEOUT_S = 10.0
 _PUSH_TIMEOUT_S = 60.0
 _PUSH_PART_BYTES = 1 << 20
 
@@ -147,28 +147,17 @@ async def start_registry(group: ProcessGroup, host: Host, space: Workspace, *, p
 def find_docker_registry(space: Workspace) -> str | None:
     """Return the program docker-registry: installed, or unpacked from its Debian package into the workspace, or None.
 
-    Unpacking changes nothing on the machine. It wants apt and a network, so it is tried as root outside a user
-    namespace only. Blocking, bounded.
+    A user namespace of our own has no network to fetch a package by. Blocking, bounded.
     """
     installed = shutil.which("docker-registry")
-    if installed or os.geteuid() != 0 or not shutil.which("apt-get"):
+    if installed or netns.in_user_namespace():
         return installed
-    place = space.directory("package")
-    try:
-        _run(["apt-get", "download", "-qq", "docker-registry"], place)
-        (package,) = place.glob("docker-registry_*.deb")
-        _run(["dpkg-deb", "-x", str(package), str(place / "unpacked")], place)
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
-    return shutil.which("docker-registry", path=str(place / "unpacked/usr/bin"))
-
-
-def _run(command: list[str], directory: Path) -> None:
-    subprocess.run(command, cwd=directory, check=True, capture_output=True, timeout=_FETCH_TIMEOUT_S)
+    unpacked = debian.unpack("docker-registry", space.directory("package"))
+    return shutil.which("docker-registry", path=str(unpacked / "usr/bin")) if unpacked else None
 
 
 def _version(program: str) -> str:
-    said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S)
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=_VERSION_TIMEOUT_S)
     return said.stdout.split()[-1] if said.stdout.split() else ""
 
 
