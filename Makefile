@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-# make venv | check | test | test-fast | test-real | demo | bench | clean
+# make venv | check (lint imports types) | test | test-fast | test-real | demo | bench | clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
 PYTEST := $(BIN)/pytest
 
-.PHONY: venv check test test-fast test-real demo bench clean
+.PHONY: venv check lint imports types test test-fast test-real demo bench clean
 
 venv: $(STAMP)
 
@@ -13,10 +13,17 @@ $(STAMP): pyproject.toml .ci/venv
 	@.ci/venv
 	@touch $@
 
-check: $(STAMP)
+# `make -k check` goes on after the first complaint.
+check: lint imports types
+
+lint: $(STAMP)
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
+
+imports: $(STAMP)
 	$(BIN)/lint-imports --no-logo
+
+types: $(STAMP)
 	$(BIN)/mypy
 
 # The fast tests first: a mistake shows within a minute.
