@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import shutil
 import subprocess
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from p2pdist.core.types import Digest
-from p2pdist.store.base import BaseStore
 from p2pdist.store.disk import DiskStore
 from p2pdist.store.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from p2pdist.core.types import Digest
+    from p2pdist.store.base import BaseStore
 
 ROOM_BYTES = 1 << 20
 
@@ -40,7 +42,9 @@ def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeS
             made = MemoryStore(max_bytes=max_bytes, low_bytes=low_bytes, on_evicted=on_evicted)
         else:
             low_bytes = max_bytes if low_bytes is None else low_bytes
-            made = DiskStore(tmp_path, max_bytes=max_bytes, low_bytes=low_bytes, min_free_bytes=0, on_evicted=on_evicted)
+            made = DiskStore(
+                tmp_path, max_bytes=max_bytes, low_bytes=low_bytes, min_free_bytes=0, on_evicted=on_evicted
+            )
         stores.callback(made.close)
         return made
 
@@ -54,11 +58,9 @@ def store(make_store: MakeStore) -> BaseStore:
 
 
 @pytest.fixture
-def tiny_disk() -> Iterator[Path]:
+def tiny_disk(require: Callable[[str, str], str]) -> Iterator[Path]:
     """A file system of 2 MiB, in a mount namespace of its own that ends with the test."""
-    unshare = shutil.which("unshare")
-    if unshare is None:
-        pytest.skip("needs unshare (util-linux)")
+    unshare = require("unshare", "util-linux")
     mount = "mount -t tmpfs -o size=2m,mode=0700 p2pdist-test /mnt && echo mounted && exec cat"
     with subprocess.Popen(
         [unshare, "--user", "--map-root-user", "--mount", "sh", "-c", mount],
@@ -69,6 +71,7 @@ def tiny_disk() -> Iterator[Path]:
         assert keeper.stdin is not None
         assert keeper.stdout is not None
         if keeper.stdout.readline() != b"mounted\n":
-            pytest.skip("needs to mount a tmpfs in a user namespace")
+            keeper.stdin.close()
+            pytest.skip("needs user namespaces: sysctl kernel.unprivileged_userns_clone=1")
         yield Path(f"/proc/{keeper.pid}/root/mnt")
         keeper.stdin.close()

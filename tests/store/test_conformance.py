@@ -18,7 +18,7 @@ from tests.store.blobs import CHUNK_BYTES, Content, content, descriptors, read
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from p2pdist.ports import ChunkStore, PartialBlob
+    from p2pdist.ports import ChunkStore, PartialBlob, StoredBlob
     from p2pdist.store.base import BaseStore
     from tests.store.conftest import MakeStore
 
@@ -244,15 +244,33 @@ def test_hashing_in_a_thread_while_chunks_arrive_and_are_rejected_ends_right(mak
     assert read(store, blob.digest) == blob.body
 
 
-def test_closing_stops_a_hasher_in_another_thread(make_store: MakeStore) -> None:
-    blob = Content(bytes(8 << 20), 1 << 20)
+def test_a_rejection_in_the_middle_of_hashing_starts_the_hash_again(make_store: MakeStore) -> None:
+    blob = Content(bytes(4 << 20), 1 << 20)
     partial = blob.start(make_store(max_bytes=1 << 24))
     blob.write(partial)
-    hasher = threading.Thread(target=partial.hash_prefix)
-    hasher.start()
+    for lap in range(20):
+        hasher = threading.Thread(target=partial.hash_prefix)
+        hasher.start()
+        partial.reject([lap % 4])
+        blob.write(partial, [lap % 4])
+        hasher.join()
+        partial.hash_prefix()
+        assert partial.verified
     partial.close()
-    hasher.join()
-    partial.hash_prefix()
+
+
+def test_closing_stops_a_hasher_in_another_thread(make_store: MakeStore) -> None:
+    blob = Content(bytes(4 << 20), 1 << 20)
+    store = make_store(max_bytes=1 << 24)
+    for _ in range(20):
+        partial = blob.start(store)
+        blob.write(partial)
+        hasher = threading.Thread(target=partial.hash_prefix)
+        hasher.start()
+        partial.close()
+        hasher.join()
+        partial.hash_prefix()
+        assert len(partial.have()) == 4
 
 
 # Resuming
@@ -461,7 +479,8 @@ def test_what_is_open_is_never_evicted(make_store: MakeStore) -> None:
     content(3, 2000).store(store)
     assert store.contains(digest)
     reader.close()
-    assert list(store.digests()) == [content(4, 3000).store(store)]
+    last = content(4, 3000).store(store)
+    assert list(store.digests()) == [last]
 
 
 def test_a_partial_blob_is_evicted_only_when_nobody_has_it_open(make_store: MakeStore) -> None:
@@ -482,9 +501,9 @@ def test_a_partial_blob_is_evicted_only_when_nobody_has_it_open(make_store: Make
 def test_a_blob_larger_than_the_store_is_refused_and_nothing_is_evicted_for_it(make_store: MakeStore) -> None:
     store = make_store(max_bytes=3000)
     digest = content(1, 1000).store(store)
-    for attempt in (lambda: content(2, 3001).start(store), lambda: add(store, content(2, 3001))):
+    for attempt in (Content.start, add):
         with pytest.raises(StoreFullError, match="no room"):
-            attempt()
+            attempt(content(2, 3001), store)
     assert list(store.digests()) == [digest]
     assert store.statistics()["partial_blobs"] == 0
 
@@ -492,6 +511,57 @@ def test_a_blob_larger_than_the_store_is_refused_and_nothing_is_evicted_for_it(m
 def test_the_place_of_a_blob_of_absurd_size_is_not_even_computed(store: ChunkStore) -> None:
     with pytest.raises(StoreFullError):
         store.start(content(1).digest, 1 << 62, 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_done_the_store_keeps_within_its_room_and_what_is_open_stays(
+    make_store: MakeStore, seed: int
+) -> None:
+    rng = random.Random(seed)
+    store = make_store(max_bytes=20_000, low_bytes=15_000)
+    readers: list[StoredBlob] = []
+    arriving: dict[int, PartialBlob] = {}
+
+    def arrive(name: int) -> None:
+        if name not in arriving:
+            arriving[name] = content(name, 1000 + 100 * name).start(store)
+
+    def write(name: int) -> None:
+        if name in arriving:
+            content(name, 1000 + 100 * name).write(arriving[name], [0])
+
+    def finish(name: int) -> None:
+        if (partial := arriving.pop(name, None)) is not None:
+            content(name, 1000 + 100 * name).write(partial)
+            readers.append(partial.commit(public=True))
+            partial.close()
+
+    def leave(name: int) -> None:
+        if (partial := arriving.pop(name, None)) is not None:
+            rng.choice([partial.close, partial.discard])()
+
+    def look(name: int) -> None:
+        if (reader := store.open(content(name, 1000 + 100 * name).digest)) is not None:
+            readers.append(reader)
+
+    def stop_reading(name: int) -> None:
+        if readers:
+            readers.pop(name % len(readers)).close()
+
+    for _ in range(400):
+        step = rng.choice([arrive, arrive, write, finish, leave, look, stop_reading, stop_reading])
+        try:
+            step(rng.randrange(20))
+        except StoreFullError:
+            assert readers or arriving
+        statistics = store.statistics()
+        assert statistics["bytes"] + statistics["partial_bytes"] <= 20_000
+        assert statistics["partial_blobs"] >= len(arriving)
+        assert all(store.contains(reader.digest) for reader in readers)
+    assert store.statistics()["evicted_blobs"] > 0
+    for handle in (*readers, *arriving.values()):
+        handle.close()
+    content(99, 20_000).store(store)
 
 
 def test_removing_is_at_once_and_readers_keep_reading(store: ChunkStore) -> None:
@@ -566,10 +636,9 @@ def go_every_way(store: BaseStore) -> None:
         content(3, 20_001).start(store)
     for name in range(4, 12):
         content(name).store(store)
-    add(store, content(4))
+    add(content(4), store)
     content(12).start(store).discard()
 
 
-def add(store: ChunkStore, blob: Content) -> PartialBlob | None:
+def add(blob: Content, store: ChunkStore) -> None:
     store.add(blob.digest, blob.body, media_type="", public=True)
-    return None
