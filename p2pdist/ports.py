@@ -93,7 +93,7 @@ class ChunkStore(Protocol):
 
     def contains(self, digest: Digest) -> bool: ...
 
-    def digests(self) -> Iterator[Digest]:
+    def digests(self, *, public_only: bool = False) -> Iterator[Digest]:
         """Yield what is stored whole, most recently used first."""
 
     def start(self, digest: Digest, size_bytes: int, chunk_bytes: int) -> PartialBlob:
@@ -120,9 +120,12 @@ class ChunkStore(Protocol):
 
 
 class RelayedResponse(Protocol):
-    status_code: int
-    headers: list[tuple[str, str]]
-    body: bytes
+    @property
+    def status_code(self) -> int: ...
+    @property
+    def headers(self) -> list[tuple[str, str]]: ...
+    @property
+    def body(self) -> bytes: ...
 
 
 class Origin(Protocol):

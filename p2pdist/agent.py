@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent: builds every part from the settings, runs them in one nursery, and takes them down in order.
+
+The only place that knows the concrete store, origin, mirror and links. On SIGTERM or Ctrl-C: stop
+accepting, let running responses end within the grace, leave the swarm, return.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import shutil
+import signal
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+
+from p2pdist import __version__
+from p2pdist.config import Address
+from p2pdist.core import events as ev
+from p2pdist.core.pull import PullMachine, PullSettings
+from p2pdist.core.types import parse_peer_id
+from p2pdist.core.wire import VERSION, Hello, PeerAddress, Stored
+from p2pdist.errors import ConfigError, InvalidInput, PeerUnavailable, StoreError
+from p2pdist.exchange import Exchange
+from p2pdist.images import Images
+from p2pdist.metrics import AgentCollector
+from p2pdist.neighbours import Neighbourhood
+from p2pdist.net.admin import Admin
+from p2pdist.net.credentials import DockerConfig
+from p2pdist.net.http_messages import Limits
+from p2pdist.net.http_server import HttpServer, open_listeners
+from p2pdist.net.mdns import discovery
+from p2pdist.net.mirror import Mirror, MirrorMetrics
+from p2pdist.net.origin import OriginClient, RegistrySettings
+from p2pdist.net.tracker_client import TrackerClient
+from p2pdist.puller import Puller
+from p2pdist.store.disk import DiskStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from p2pdist.config import AgentConfig
+    from p2pdist.core.types import Digest, PeerId, Repository
+
+log = structlog.get_logger(__name__)
+
+ORIGIN_CONNECTIONS = 16
+ADMIN_CONNECTIONS = 32
+STORED_AT_ONCE = 1000
+"""Digests per Stored message to the scheduler."""
+STOP_S = 5.0
+"""For leaving the swarm and closing connections to origins, after the responses' grace."""
+
+
+async def run(config: AgentConfig) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: an address cannot be listened on, or the data directory cannot be used.
+        StoreError: another agent uses the data directory.
+    """
+    await Agent(config).run()
+
+
+class Agent:
+    """One agent and its parts."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self.started = time.monotonic()
+        _make_directory(config.data_dir)
+        limits = _store_limits(config)
+        self.store = DiskStore(
+            config.data_dir,
+            max_bytes=limits["max_bytes"],
+            low_bytes=limits["low_bytes"],
+            min_free_bytes=limits["min_free_bytes"],
+            on_evicted=self._evicted,
+        )
+        self.peer_id = _identity(config.data_dir)
+        rng = random.Random()
+        self.machine = PullMachine(self.peer_id, rng, PullSettings(upload_slots=config.upload_slots))
+        self.neighbourhood = Neighbourhood(
+            self._hello, degree=config.degree, max_peers=min(config.max_connections, 4 * config.degree)
+        )
+        self.exchange = self.neighbourhood.exchange = Exchange(self.machine, self.neighbourhood.learn)
+        self.tracker = None
+        if config.scheduler:
+            addresses = [(address.host, address.port) for address in config.scheduler]
+            self.tracker = TrackerClient(addresses, self._hello, self.exchange, rng)
+            self.exchange.tracker = self.tracker
+        self.metrics = CollectorRegistry()
+        self.mdns_state = "off"
+        self._peer_port = 0
+        self._rng = rng
+        self._token: trio.lowlevel.TrioToken | None = None
+
+    async def run(self) -> None:
+        """Listen, serve, and stop in order; the data directory is free again afterwards."""
+        self._token = trio.lowlevel.current_trio_token()
+        try:
+            async with AsyncExitStack() as stack:
+                await self._run(stack)
+        finally:
+            self.store.close()
+        log.info("agent stopped")
+
+    async def _run(self, stack: AsyncExitStack) -> None:
+        config = self.config
+        mirrors = await open_listeners(config.mirror_listen.host, config.mirror_listen.port)
+        peers = await open_listeners(config.peer_listen.host, config.peer_listen.port)
+        admins = await open_listeners(config.admin_listen.host, config.admin_listen.port)
+        for listener in (*mirrors, *peers, *admins):
+            stack.push_async_callback(trio.aclose_forcefully, listener)
+        self._peer_port = peers[0].socket.getsockname()[1]
+        origin = self._origin()
+        stack.push_async_callback(_close_in_time, origin)
+        async with trio.open_nursery() as nursery:
+            puller = Puller(self.store, origin, self.exchange, nursery, may_share=self._sharing(origin))
+            images = Images(self.store, origin, puller, nursery, prefetch=config.prefetch)
+            self._join_up(puller, images)
+            self.metrics.register(AgentCollector(self, origin))
+            ProcessCollector(registry=self.metrics)
+            PlatformCollector(registry=self.metrics)
+            mirror, admin = self._servers(images)
+            nursery.start_soon(self.exchange.tick)
+            nursery.start_soon(self.neighbourhood.run)
+            nursery.start_soon(trio.serve_listeners, self.neighbourhood.accept, peers)
+            if self.tracker is not None:
+                nursery.start_soon(self.tracker.run)
+            if config.mdns:
+                nursery.start_soon(self._discover)
+            nursery.start_soon(admin.serve, admins)
+            log.info(
+                "agent listens",
+                mirror=str(config.mirror_listen),
+                peers=str(config.peer_listen),
+                admin=str(config.admin_listen),
+                peer_id=self.peer_id,
+            )
+            log.info("no cluster identity: peers are not authenticated, and only public content is shared")
+            async with trio.open_nursery() as serving:
+                serving.start_soon(self._stop_on_signal, mirror, serving.cancel_scope)
+                await mirror.serve(mirrors)
+                serving.cancel_scope.cancel()
+            await self._leave()
+            nursery.cancel_scope.cancel()
+
+    def _servers(self, images: Images) -> tuple[HttpServer, HttpServer]:
+        config = self.config
+        mirror = Mirror(
+            images,
+            config.registries,
+            config.default_registry,
+            any_registry=config.allow_any_registry,
+            metrics=MirrorMetrics(self.metrics),
+        )
+        admin = Admin(self.metrics, self.ready, self.status, names=[config.admin_listen.host])
+        return (
+            HttpServer(mirror, Limits(connections=config.max_connections)),
+            HttpServer(admin, Limits(connections=ADMIN_CONNECTIONS)),
+        )
+
+    def _join_up(self, puller: Puller, images: Images) -> None:
+        self.puller, self.images = puller, images
+        self.exchange.content = puller
+        images.tracker = self.tracker
+        self.exchange.on_ask = images.asked
+        self.exchange.on_resolved = images.resolved
+        self.exchange.on_scheduler = self._scheduler_changed
+
+    def _origin(self) -> OriginClient:
+        config = self.config
+        return OriginClient(
+            {name: RegistrySettings(entry.url, entry.ca_file) for name, entry in config.registries.items()},
+            allow_any=config.allow_any_registry,
+            credentials=DockerConfig(config.docker_config) if config.docker_config is not None else None,
+            connections=ORIGIN_CONNECTIONS,
+            rng=self._rng,
+        )
+
+    def _sharing(self, origin: OriginClient) -> Callable[[Repository], bool]:
+        def may_share(repository: Repository) -> bool:
+            """Whether peers may have what this repository holds: never what only our credentials opened."""
+            return self.config.share_private or self.config.docker_config is None or origin.is_public(repository)
+
+        return may_share
+
+    # --------------------------------------------------------------- running
+
+    async def _stop_on_signal(self, mirror: HttpServer, scope: trio.CancelScope) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("agent stops", signal=signal.Signals(number).name, grace_s=self.config.shutdown_grace_s)
+                mirror.stop(self.config.shutdown_grace_s)
+                return
+
+    async def _leave(self) -> None:
+        """Let the peers and the scheduler see a clean end; they do without us at once."""
+        for link in list(self.exchange.links.values()):
+            link.close("the agent stops")
+        await trio.lowlevel.checkpoint()
+
+    async def _discover(self) -> None:
+        """Announce and find peers by mDNS; where that does not work, say so and go on."""
+        host = "" if self.config.advertise is None else self._advertised().host
+        own = PeerAddress(self.peer_id, host, self._advertised().port, self.config.site, self.config.rack)
+        try:
+            async with discovery(own, self.config.cluster, lambda address: self.neighbourhood.learn(address, "mdns")):
+                self.mdns_state = "on"
+                await trio.sleep_forever()
+        except PeerUnavailable as error:
+            self.mdns_state = str(error)
+            log.warning("peers are not looked for by mDNS", why=str(error))
+
+    def _advertised(self) -> Address:
+        text = self.config.advertise
+        if text is None:
+            return Address("", self._peer_port)
+        try:
+            return Address.parse(text)
+        except ValueError:
+            return Address(text.strip("[]"), self._peer_port)
+
+    def _hello(self) -> Hello:
+        advertised = self._advertised()
+        return Hello(
+            VERSION,
+            self.config.cluster,
+            self.peer_id,
+            advertised.port,
+            self.config.site,
+            self.config.rack,
+            advertised.host,
+        )
+
+    def _scheduler_changed(self, connected: bool) -> None:
+        self.images.scheduler_changed(connected)
+        if connected and self.tracker is not None:
+            digests = list(self.store.digests(public_only=True))
+            for at in range(0, len(digests), STORED_AT_ONCE):
+                self.tracker.send(Stored(digests[at : at + STORED_AT_ONCE]))
+
+    def _evicted(self, digest: Digest) -> None:
+        """Stop announcing an evicted blob; the store calls this from whatever thread made room."""
+        if self._token is not None:
+            self._token.run_sync_soon(lambda: self.exchange.feed(ev.BlobEvicted(blob=digest)))
+
+    # ---------------------------------------------------------------- status
+
+    def ready(self) -> tuple[bool, dict[str, object]]:
+        """Return whether runtimes can be served, and the state of each part."""
+        connected = self.tracker is not None and self.tracker.connected_to is not None
+        scheduler = "not configured" if self.tracker is None else "connected" if connected else "lost; working without"
+        return True, {
+            "mirror": "ok",
+            "scheduler": scheduler,
+            "mdns": self.mdns_state,
+            "peers": len(self.exchange.links),
+        }
+
+    def status(self) -> dict[str, object]:
+        """Return what `p2pdist status --json` prints."""
+        counters, tracker, stored = self.machine.counters, self.tracker, self.store.statistics()
+        return {
+            "version": __version__,
+            "peer_id": self.peer_id,
+            "uptime_s": round(time.monotonic() - self.started, 1),
+            "cluster": self.config.cluster,
+            "site": self.config.site,
+            "rack": self.config.rack,
+            "mirror": str(self.config.mirror_listen),
+            "mdns": self.mdns_state,
+            "peers": [self._peer_status(peer_id) for peer_id in self.exchange.links],
+            "scheduler": {
+                "configured": [str(address) for address in self.config.scheduler],
+                "connected": tracker is not None and tracker.connected_to is not None,
+                "address": tracker.connected_to if tracker is not None else None,
+            },
+            "store": {**stored, "max_bytes": _store_limits(self.config)["max_bytes"]},
+            "pulls": [
+                {
+                    "digest": arrival.digest,
+                    "image": str(arrival.repository),
+                    "size_bytes": arrival.chunks.size_bytes if arrival.chunks is not None else None,
+                    "have_bytes": arrival.from_peers + arrival.from_origin,
+                    "from_peers": arrival.from_peers,
+                    "from_origin": arrival.from_origin,
+                }
+                for arrival in list(self.puller.arrivals.values())
+            ],
+            "bytes": {
+                "to_runtime": self.bytes_to_runtime(),
+                "from_peers": counters.from_peers,
+                "from_origin": counters.from_origin,
+                "to_peers": counters.to_peers,
+                "duplicate": counters.duplicate,
+            },
+            "images_pulled": self.images.pulled,
+            "control_bytes": self.control_bytes(),
+        }
+
+    def bytes_to_runtime(self) -> int:
+        return int(self.metrics.get_sample_value("p2pdist_mirror_sent_bytes_total") or 0)
+
+    def control_bytes(self) -> int:
+        """Return the bytes of messages sent to peers and the scheduler so far."""
+        links = sum(link.control_bytes for link in self.exchange.links.values())
+        return self.exchange.control_bytes + links + (self.tracker.control_bytes if self.tracker is not None else 0)
+
+    def _peer_status(self, peer_id: PeerId) -> dict[str, object]:
+        link, peer = self.exchange.links[peer_id], self.machine.book.peers[peer_id]
+        return {
+            "peer_id": peer_id,
+            "address": link.address,
+            "site": link.hello.site,
+            "rack": link.hello.rack,
+            "source": link.source,
+            "up_bytes": peer.up_bytes,
+            "down_bytes": peer.down_bytes,
+        }
+
+
+async def _close_in_time(origin: OriginClient) -> None:
+    with trio.move_on_after(STOP_S, shield=True):
+        await origin.aclose()
+
+
+def _make_directory(data_dir: Path) -> None:
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"data_dir: {data_dir} cannot be used: {error.strerror}; choose another directory") from error
+
+
+def _store_limits(config: AgentConfig) -> dict[str, int]:
+    """Return the store's watermarks in bytes; without `store_max` 80% of the file system."""
+    maximum = config.store_max or int(0.8 * shutil.disk_usage(config.data_dir).total)
+    return {
+        "max_bytes": maximum,
+        "low_bytes": int(config.store_low * maximum),
+        "min_free_bytes": config.store_min_free,
+    }
+
+
+def _identity(data_dir: Path) -> PeerId:
+    """Return the agent's id, drawn at the first start and kept beside its blobs."""
+    path = data_dir / "peer_id"
+    try:
+        return parse_peer_id(path.read_text().strip())
+    except (FileNotFoundError, InvalidInput, UnicodeDecodeError):
+        peer_id = parse_peer_id(secrets.token_hex(16))
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        fresh = path.with_suffix(".new")
+        fresh.write_text(peer_id + "\n")
+        os.replace(fresh, path)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror}") from error
+    return peer_id

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the pull state machine: events from links, scheduler and content go in, its commands are carried out.
+
+Owns the links by peer and the buffers of chunks on their way. Everything here is synchronous, so an
+event is fully dealt with before the next; what takes time (the origin, the disk's big jobs) is the
+content's, which comes back with an event.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+import trio
+
+from p2pdist.core import events as ev
+from p2pdist.core.pull import TICK_S
+from p2pdist.core.wire import Ask, Hello, Neighbours, Refuse, Resolved, Take
+from p2pdist.errors import RemoteProtocolError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from p2pdist.core.pull import PullMachine
+    from p2pdist.core.types import Checksum, Digest, PeerId
+    from p2pdist.core.wire import Message, PeerAddress
+    from p2pdist.net.peer_link import PeerLink
+
+log = structlog.get_logger(__name__)
+
+IDLE_TICK_S = 0.5
+
+
+class Content(Protocol):
+    """What the exchange needs of whoever keeps the blobs (puller.py)."""
+
+    def chunk_buffer(self, blob: Digest, index: int) -> memoryview | None:
+        """Return an empty buffer as long as the chunk; None where the blob is not wanted any more."""
+
+    def chunk_source(self, blob: Digest, index: int) -> tuple[int, int, int, Callable[[], None]] | None:
+        """Return the descriptor, start, length and what to call when it is sent; None where it is gone."""
+
+    def write(self, blob: Digest, index: int, data: memoryview, checksum: Checksum) -> None:
+        """Write the chunk; ChunkWritten or BlobRejected is fed. Raises StoreError."""
+
+    def forget(self, blob: Digest, indices: list[int]) -> None: ...
+
+    def fetch(self, blob: Digest, index: int) -> None:
+        """Begin to read a chunk from the origin; ChunkArrived, BlobStored or FetchFailed is fed later."""
+
+    def check(self, blob: Digest) -> None:
+        """Begin to compare the SHA-256; BlobVerified or BlobRejected is fed later."""
+
+    def look_up(self, blob: Digest) -> None:
+        """Feed BlobStored if the blob is in the store and may be shared."""
+
+    def failed(self, blob: Digest, causes: list[Exception]) -> None: ...
+
+
+class Tracker(Protocol):
+    """The way to the scheduler."""
+
+    def send(self, message: Message) -> None: ...
+
+
+class Exchange:
+    """The shell around one PullMachine."""
+
+    content: Content
+    """Set once by the composition root: content and exchange know each other."""
+    tracker: Tracker | None = None
+
+    def __init__(self, machine: PullMachine, learn: Callable[[PeerAddress, str], None]) -> None:
+        self.machine = machine
+        self.links: dict[PeerId, PeerLink] = {}
+        self.on_ask: Callable[[int], None] = lambda _number: None
+        self.on_resolved: Callable[[Resolved], None] = lambda _message: None
+        self.on_scheduler: Callable[[bool], None] = lambda _connected: None
+        self.control_bytes = 0
+        self._learn = learn
+        self._queue: deque[ev.Event] = deque()
+        self._draining = False
+        self._arrived: memoryview | None = None
+        self._active = trio.Event()
+
+    def feed(self, event: ev.Event) -> None:
+        """Let the machine deal with an event, and carry out what it says; may be called from within."""
+        self._queue.append(event)
+        self._active.set()
+        if self._draining:
+            return
+        self._draining = True
+        try:
+            while self._queue:
+                now_event = self._queue.popleft()
+                for command in self.machine.handle(now_event, trio.current_time()):
+                    self._carry_out(command)
+        finally:
+            self._draining = False
+
+    async def tick(self) -> None:
+        """Feed Ticked for as long as it runs, slowly while nothing goes on."""
+        while True:
+            if not self.machine.busy:
+                self._active = trio.Event()
+                with trio.move_on_after(IDLE_TICK_S):
+                    await self._active.wait()
+            await trio.sleep(TICK_S)
+            self.feed(ev.Ticked())
+
+    def _carry_out(self, command: ev.Command) -> None:
+        match command:
+            case ev.Send():
+                if (link := self.links.get(command.peer)) is not None:
+                    link.send(command.message)
+            case ev.TakeChunk():
+                self._take(command)
+            case ev.SendChunk():
+                self._send_chunk(command)
+            case ev.WriteChunk():
+                self._write(command)
+            case ev.Tell():
+                if self.tracker is not None:
+                    self.tracker.send(command.message)
+            case ev.FetchOrigin():
+                self.content.fetch(command.blob, command.index)
+            case ev.CheckBlob():
+                self.content.check(command.blob)
+            case ev.CancelSend():
+                if (link := self.links.get(command.peer)) is not None:
+                    link.cancel_chunk(command.number)
+            case ev.ForgetChunks():
+                self.content.forget(command.blob, command.indices)
+            case ev.LookUp():
+                self.content.look_up(command.blob)
+            case ev.DropPeer():
+                log.warning("peer dropped", peer=command.peer, why=command.reason, banned_s=command.ban_s)
+                if (link := self.links.pop(command.peer, None)) is not None:
+                    link.close(command.reason)
+            case ev.Fail():
+                self.content.failed(command.blob, command.causes)
+
+    def _take(self, command: ev.TakeChunk) -> None:
+        link = self.links.get(command.peer)
+        buffer = self.content.chunk_buffer(command.blob, command.index)
+        if link is None or buffer is None:
+            return
+        link.expect(command.number, buffer)
+        link.send(Take(command.number, command.blob, command.index))
+
+    def _send_chunk(self, command: ev.SendChunk) -> None:
+        link = self.links.get(command.peer)
+        source = self.content.chunk_source(command.blob, command.index)
+        if link is None:
+            if source is not None:
+                source[3]()
+        elif source is None:
+            link.send(Refuse(command.number))
+            self.feed(ev.BlobEvicted(blob=command.blob))
+            self.feed(ev.ChunkSent(peer=command.peer, number=command.number))
+        else:
+            link.send_chunk(command.number, *source)
+
+    def _write(self, command: ev.WriteChunk) -> None:
+        assert self._arrived is not None
+        try:
+            self.content.write(command.blob, command.index, self._arrived, command.checksum)
+        except StoreError as error:
+            self.content.failed(command.blob, [error])
+            self.feed(ev.PullCancelled(blob=command.blob))
+
+    # -------------------------------------------------------------- links
+
+    def chunk_in(self, blob: Digest, index: int, data: memoryview, checksum: Checksum) -> None:
+        """Take in a chunk that was read from the origin."""
+        self._chunk(ev.ChunkArrived(source=ev.ORIGIN, number=0, blob=blob, index=index, checksum=checksum), data)
+
+    def _chunk(self, event: ev.ChunkArrived, data: memoryview) -> None:
+        assert not self._draining
+        self._arrived = data
+        try:
+            self.feed(event)
+        finally:
+            self._arrived = None
+
+    def chunk_arrived(self, peer: PeerId, number: int, data: memoryview, checksum: Checksum) -> None:
+        known = self.machine.book.peers.get(peer)
+        download = known.downloads.get(number) if known is not None else None
+        if download is not None:
+            self._chunk(
+                ev.ChunkArrived(
+                    source=peer, number=number, blob=download.blob, index=download.index, checksum=checksum
+                ),
+                data,
+            )
+
+    def message_arrived(self, peer: PeerId, message: Message) -> None:
+        if isinstance(message, Hello):
+            raise RemoteProtocolError("a second hello")
+        self.feed(ev.PeerSaid(peer=peer, message=message))
+
+    def chunk_sent(self, peer: PeerId, number: int) -> None:
+        self.feed(ev.ChunkSent(peer=peer, number=number))
+
+    def add_link(self, link: PeerLink) -> None:
+        self.links[link.peer_id] = link
+        self.feed(ev.PeerConnected(peer=link.peer_id))
+
+    def remove_link(self, link: PeerLink) -> None:
+        """Forget a link that ended; of no effect where another has taken its place."""
+        self.control_bytes += link.control_bytes
+        link.control_bytes = 0
+        if self.links.get(link.peer_id) is link:
+            del self.links[link.peer_id]
+            self.feed(ev.PeerLost(peer=link.peer_id))
+
+    # ---------------------------------------------------------- scheduler
+
+    def scheduler_connected(self, address: str) -> None:
+        log.info("scheduler connected", address=address)
+        self.feed(ev.SchedulerConnected())
+        self.on_scheduler(True)
+
+    def scheduler_lost(self, address: str, why: str) -> None:
+        log.warning("scheduler lost; the agents coordinate themselves until it is back", address=address, why=why)
+        self.feed(ev.SchedulerLost())
+        self.on_scheduler(False)
+
+    def scheduler_said(self, message: Message) -> None:
+        match message:
+            case Neighbours():
+                for address in message.peers:
+                    self._learn(address, "scheduler")
+            case Ask():
+                self.on_ask(message.number)
+            case Resolved():
+                self.on_resolved(message)
+            case _:
+                self.feed(ev.SchedulerSaid(message=message))

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's metrics, read from its parts at each scrape: the hot path only adds to plain integers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client import Metric
+
+    from p2pdist.agent import Agent
+    from p2pdist.net.origin import OriginClient
+
+_SWARM_DOCS = {
+    "from_peers": "Chunk bytes received from peers.",
+    "from_origin": "Chunk bytes read from origins.",
+    "to_peers": "Chunk bytes sent to peers.",
+    "duplicate": "Chunk bytes received that were here already.",
+    "corrupt_chunks": "Chunks whose checksum was wrong.",
+    "late_chunks": "Chunks that a peer did not deliver in time.",
+    "grants": "Upload slots offered to peers.",
+    "declines": "Offers that peers declined.",
+}
+_BYTES = ("from_peers", "from_origin", "to_peers", "duplicate")
+
+
+class AgentCollector(Collector):
+    """Everything but the mirror's own counters."""
+
+    def __init__(self, agent: Agent, origin: OriginClient) -> None:
+        self._agent = agent
+        self._origin = origin
+
+    def describe(self) -> list[Metric]:
+        """Promise no names: the families are made at each scrape."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        agent = self._agent
+        for name, value in dataclasses.asdict(agent.machine.counters).items():
+            unit = "_bytes" if name in _BYTES else ""
+            yield CounterMetricFamily(f"p2pdist_swarm_{name}{unit}", _SWARM_DOCS[name], value)
+        yield CounterMetricFamily(
+            "p2pdist_control_bytes", "Message bytes to peers and scheduler.", agent.control_bytes()
+        )
+        yield CounterMetricFamily("p2pdist_images_pulled", "Images whose every blob is here.", agent.images.pulled)
+        yield GaugeMetricFamily("p2pdist_peers", "Connected peers.", len(agent.exchange.links))
+        yield GaugeMetricFamily("p2pdist_pulls", "Blobs on their way.", len(agent.puller.arrivals))
+        connected = agent.tracker is not None and agent.tracker.connected_to is not None
+        yield GaugeMetricFamily("p2pdist_scheduler_connected", "1 while a scheduler is connected.", int(connected))
+        for name, value in agent.store.statistics().items():
+            yield GaugeMetricFamily(f"p2pdist_store_{name}", f"The store's {name.replace('_', ' ')}.", value)
+        yield from self._origin_metrics()
+
+    def _origin_metrics(self) -> Iterator[Metric]:
+        families: dict[str, CounterMetricFamily] = {}
+        for registry, counts in self._origin.statistics().items():
+            for name, value in counts.items():
+                family = families.setdefault(
+                    name, CounterMetricFamily(f"p2pdist_origin_{name}", f"Origins' {name}.", labels=["registry"])
+                )
+                family.add_metric([registry], value)
+        yield from families.values()

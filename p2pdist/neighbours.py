@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which peers this agent is connected to: whom it has heard of, whom it dials, whom it lets in.
+
+Peers named by the scheduler are dialled at once, those found by mDNS as long as there are fewer than
+`degree` connections. Two agents have one connection: where both dialled, both keep the one that the
+smaller peer id dialled. A peer that does not answer is tried again after a growing pause.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from p2pdist.core.wire import Decoder, Hello, PeerAddress
+from p2pdist.errors import P2PDistError, PeerUnavailable, RemoteProtocolError
+from p2pdist.net.peer_link import PeerLink, connect, detach, greet
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from p2pdist.core.types import PeerId
+    from p2pdist.exchange import Exchange
+
+log = structlog.get_logger(__name__)
+
+MAX_KNOWN = 4096
+MAX_DIALS = 16
+FIRST_PAUSE_S = 1.0
+LAST_PAUSE_S = 60.0
+SCHEDULER_TRIES = 4
+"""Peers that only the scheduler named are forgotten after so many failures: it names them again."""
+YOUNG_S = 5.0
+"""Two connections made within this are taken for both sides dialling; later ones for a peer that came back."""
+REVIEW_S = 2.0
+
+
+@dataclass(slots=True)
+class _Known:
+    address: PeerAddress
+    source: str
+    failures: int = 0
+    not_before: float = 0.0
+    dialling: bool = False
+
+
+class Neighbourhood:
+    """All peers known. `run` dials; `accept` serves those that dial us."""
+
+    exchange: Exchange
+    """Set once by the composition root."""
+
+    def __init__(self, own_hello: Callable[[], Hello], *, degree: int, max_peers: int) -> None:
+        self.known: dict[PeerId, _Known] = {}
+        self._own_hello = own_hello
+        self._degree = degree
+        self._max_peers = max_peers
+        self._since: dict[PeerId, float] = {}
+        self._dials = trio.CapacityLimiter(MAX_DIALS)
+        self._changed = trio.Event()
+
+    def learn(self, address: PeerAddress, source: str) -> None:
+        """Take note of a peer; dial it soon if it is one to be connected to."""
+        if address.peer_id == self._own_hello().peer_id:
+            return
+        known = self.known.get(address.peer_id)
+        if known is None:
+            if len(self.known) >= MAX_KNOWN:
+                return
+            known = self.known[address.peer_id] = _Known(address, source)
+        elif known.address != address or source == "scheduler":
+            known.address, known.failures, known.not_before = address, 0, 0.0
+        if source == "scheduler":
+            known.source = source
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Dial whom we should be connected to, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._changed = trio.Event()
+                for known in list(self.known.values()):
+                    if self._should_dial(known):
+                        known.dialling = True
+                        nursery.start_soon(self._dial, known)
+                with trio.move_on_after(REVIEW_S):
+                    await self._changed.wait()
+
+    def _should_dial(self, known: _Known) -> bool:
+        peer, now, links = known.address.peer_id, trio.current_time(), self.exchange.links
+        if known.dialling or peer in links or known.not_before > now or len(links) >= self._max_peers:
+            return False
+        if self.exchange.machine.book.is_banned(peer, now):
+            return False
+        return known.source == "scheduler" or len(links) < self._degree
+
+    async def _dial(self, known: _Known) -> None:
+        address = known.address
+        try:
+            async with self._dials:
+                sock = await connect(address.host, address.port)
+            await self._serve(sock, dialled=True, source=known.source, expected=address.peer_id)
+            known.failures = 0
+            known.not_before = trio.current_time() + FIRST_PAUSE_S
+        except P2PDistError as error:
+            known.failures += 1
+            pause_s = min(FIRST_PAUSE_S * 2**known.failures, LAST_PAUSE_S)
+            known.not_before = trio.current_time() + pause_s
+            log.debug("peer not reached", peer=address.peer_id, host=address.host, port=address.port, why=str(error))
+            if known.source == "scheduler" and known.failures >= SCHEDULER_TRIES:
+                self.known.pop(address.peer_id, None)
+        finally:
+            known.dialling = False
+
+    async def accept(self, stream: trio.SocketStream) -> None:
+        """Serve a peer that dialled us, until it goes; nothing that it does ends the agent."""
+        if len(self.exchange.links) >= self._max_peers:
+            await trio.aclose_forcefully(stream)
+            return
+        try:
+            await self._serve(detach(stream), dialled=False, source="inbound", expected=None)
+        except P2PDistError as error:
+            log.debug("inbound peer refused", why=str(error))
+
+    async def _serve(self, sock: socket.socket, *, dialled: bool, source: str, expected: PeerId | None) -> None:
+        """Greet, then run the link until it ends."""
+        decoder = Decoder()
+        try:
+            hello, early = await greet(sock, self._own_hello(), decoder)
+            link = PeerLink(sock, hello, self.exchange, decoder=decoder, early=early, dialled=dialled, source=source)
+            self._admit(link, expected)
+        except BaseException:
+            sock.close()
+            raise
+        why = "closed"
+        try:
+            await link.run()
+        except RemoteProtocolError as error:
+            why = str(error)
+            log.warning("peer broke the protocol", peer=link.peer_id, address=link.address, why=why)
+        except PeerUnavailable as error:
+            why = str(error)
+        finally:
+            self.exchange.remove_link(link)
+            log.debug("peer gone", peer=link.peer_id, address=link.address, why=link.why or why)
+
+    def _admit(self, link: PeerLink, expected: PeerId | None) -> None:
+        """Make it the link to its peer; raises PeerUnavailable where it may not be."""
+        own, peer, now = self._own_hello().peer_id, link.peer_id, trio.current_time()
+        if peer == own:
+            raise PeerUnavailable("that is this agent itself")
+        if expected is not None and peer != expected:
+            self.known.pop(expected, None)
+            raise PeerUnavailable(f"another agent listens there than the one expected ({expected})")
+        if self.exchange.machine.book.is_banned(peer, now):
+            raise PeerUnavailable("the peer is banned for now")
+        old = self.exchange.links.get(peer)
+        if old is not None:
+            dialler = own if link.dialled else peer
+            if now - self._since.get(peer, now) < YOUNG_S and old.dialled != link.dialled and dialler != min(own, peer):
+                raise PeerUnavailable("there is a connection to this peer already")
+            old.close("another connection to the same peer took its place")
+            self.exchange.remove_link(old)
+        self._since[peer] = now
+        self.exchange.add_link(link)
+        log.debug("peer connected", peer=peer, address=link.address, source=link.source)

@@ -1,0 +1,463 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pulls blobs and manifests for the mirror: store first, then the swarm and the origin.
+
+The content side of the exchange: it keeps the blobs that arrive, writes and reads chunks, fetches from
+the origin when a lease says so, compares the SHA-256, commits. It sees the store and the origin only
+as ports.
+
+Invariants: each blob has at most one Arrival; nothing is committed that does not match its digest;
+every Arrival ends settled.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from p2pdist.arrival import Arrival, ArrivalReader, StoredReader
+from p2pdist.core import events as ev
+from p2pdist.core.chunkmap import ChunkMap, chunk_set
+from p2pdist.core.oci import parse_manifest
+from p2pdist.core.progress import MAX_WHOLE_BYTES
+from p2pdist.core.types import Manifest
+from p2pdist.core.verify import checksum_of
+from p2pdist.errors import (
+    DeniedByOrigin,
+    IntegrityError,
+    InvalidInput,
+    NotFoundAtOrigin,
+    OriginError,
+    P2PDistError,
+    PullFailed,
+    StoreError,
+    TransferTimeout,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from p2pdist.core.types import Checksum, Descriptor, Digest, Repository
+    from p2pdist.exchange import Exchange
+    from p2pdist.ports import BlobReader, ChunkStore, Origin
+
+log = structlog.get_logger(__name__)
+
+MANIFEST_S = 10.0
+"""For a manifest by digest from anywhere: a runtime waits."""
+SOURCE_S = 1.5
+"""A blob that a manifest named is promised to the runtime after so long even if no byte is here yet."""
+UNNAMED_SOURCE_S = 10.0
+"""For others, some source must have shown that it has the blob by then."""
+HASH_BATCH_BYTES = 4 * 1024 * 1024
+"""The prefix is hashed in a worker thread whenever it has grown by so much: a hop costs about 0.1 ms."""
+MAX_ARRIVALS = 512
+RECHECKS = 2
+"""How often suspects are re-read from the origin before a blob is given up."""
+
+
+class Puller:
+    """Everything that is on its way."""
+
+    def __init__(
+        self,
+        store: ChunkStore,
+        origin: Origin,
+        exchange: Exchange,
+        nursery: trio.Nursery,
+        *,
+        may_share: Callable[[Repository], bool],
+    ) -> None:
+        self.arrivals: dict[Digest, Arrival] = {}
+        self.finished: Callable[[Arrival], None] = lambda _arrival: None
+        self._store = store
+        self._origin = origin
+        self._exchange = exchange
+        self._nursery = nursery
+        self.may_share = may_share
+        self._rechecks: dict[Digest, int] = {}
+
+    # ------------------------------------------------------------ for the mirror
+
+    async def manifest(self, repository: Repository, digest: Digest) -> Manifest:
+        """Return a manifest by digest from store, swarm or origin, whichever has it.
+
+        Raises:
+            OriginError, PullFailed, StoreError, IntegrityError.
+        """
+        stored = self._read_manifest(digest)
+        if stored is not None:
+            return stored
+        arrival = self.arrivals.get(digest)
+        if arrival is None:
+            arrival = self._register(repository, digest)
+            self._begin(arrival, None)
+        with trio.move_on_after(MANIFEST_S):
+            await arrival.settled.wait()
+        if arrival.failure is not None:
+            raise _plain(arrival.failure)
+        found = self._read_manifest(digest)
+        if found is None:
+            raise PullFailed(digest, [TransferTimeout(f"no source had the manifest within {MANIFEST_S:.0f} s")])
+        return found
+
+    def _read_manifest(self, digest: Digest) -> Manifest | None:
+        blob = self._store.open(digest)
+        if blob is None:
+            return None
+        try:
+            if blob.size_bytes > MAX_WHOLE_BYTES:
+                raise InvalidInput(f"{digest} has {blob.size_bytes} bytes: that is no manifest")
+            return Manifest(digest, blob.media_type, blob.read(0, blob.size_bytes))
+        finally:
+            blob.close()
+
+    def stored_size(self, digest: Digest) -> int | None:
+        """Return the size of a blob that is stored or on its way, else None."""
+        arrival = self.arrivals.get(digest)
+        if arrival is not None and arrival.chunks is not None:
+            return arrival.chunks.size_bytes
+        blob = self._store.open(digest)
+        if blob is None:
+            return None
+        blob.close()
+        return blob.size_bytes
+
+    async def open_blob(
+        self, repository: Repository, digest: Digest, size_bytes: int, *, named: bool, first_byte: Callable[[], None]
+    ) -> BlobReader:
+        """Return a reader of a blob, starting its pull where it is not here.
+
+        Args:
+            named: a manifest that this agent served names the blob with this size.
+
+        Raises:
+            OriginError, PullFailed, StoreError.
+        """
+        stored = self._store.open(digest)
+        if stored is not None:
+            first_byte()
+            return StoredReader(stored)
+        arrival = await self.start(repository, digest, size_bytes)
+        if arrival.partial is None:
+            raise _plain(arrival.failure) if arrival.failure else PullFailed(digest, [])
+        reader = ArrivalReader(arrival, self._exchange, first_byte)
+        try:
+            with trio.move_on_after(SOURCE_S if named else UNNAMED_SOURCE_S) as scope:
+                while not (arrival.have or arrival.verified or arrival.failure or self._held(digest)):
+                    await arrival.changed()
+            if arrival.failure is not None:
+                raise _plain(arrival.failure)
+            if scope.cancelled_caught and not named:
+                raise PullFailed(digest, [TransferTimeout(f"no source showed up in {UNNAMED_SOURCE_S:.0f} s")])
+        except BaseException:
+            reader.close()
+            raise
+        return reader
+
+    def _held(self, digest: Digest) -> bool:
+        progress = self._exchange.machine.blobs.get(digest)
+        return progress is not None and progress.held != 0
+
+    async def prefetch(self, repository: Repository, descriptors: Sequence[Descriptor]) -> None:
+        """Start the pull of everything that a manifest names, in its order; problems are the later readers'."""
+        for descriptor in descriptors:
+            if len(self.arrivals) >= MAX_ARRIVALS:
+                return
+            if not self._store.contains(descriptor.digest):
+                await self.start(repository, descriptor.digest, descriptor.size_bytes)
+
+    async def start(self, repository: Repository, digest: Digest, size_bytes: int) -> Arrival:
+        """Return the blob's Arrival, running or failed; begins the pull where there is none."""
+        arrival = self.arrivals.get(digest)
+        if arrival is not None:
+            await arrival.started.wait()
+            return arrival
+        arrival = self._register(repository, digest)
+        cut = ChunkMap.of(size_bytes)
+        try:
+            arrival.partial = await trio.to_thread.run_sync(self._store.start, digest, size_bytes, cut.chunk_bytes)
+        except StoreError as error:
+            log.error("no room for the blob", blob=digest, why=str(error))
+            self._settle(arrival, [error])
+            return arrival
+        except BaseException:
+            self._settle(arrival, [])
+            raise
+        arrival.chunks = cut
+        have = arrival.partial.have()
+        arrival.have = chunk_set(have)
+        self._begin(arrival, size_bytes, have)
+        return arrival
+
+    def _register(self, repository: Repository, digest: Digest) -> Arrival:
+        arrival = Arrival(digest, repository, shared=self.may_share(repository))
+        self.arrivals[digest] = arrival
+        return arrival
+
+    def _begin(self, arrival: Arrival, size_bytes: int | None, have: dict[int, Checksum] | None = None) -> None:
+        arrival.started.set()
+        self._exchange.feed(
+            ev.PullStarted(
+                blob=arrival.digest,
+                size_bytes=size_bytes,
+                registry=arrival.repository.registry,
+                have=have or {},
+                shared=arrival.shared,
+            )
+        )
+
+    # --------------------------------------------------------- for the exchange
+
+    def chunk_buffer(self, blob: Digest, index: int) -> memoryview | None:
+        progress = self._exchange.machine.blobs.get(blob)
+        if progress is None or progress.chunks is None or blob not in self.arrivals:
+            return None
+        return memoryview(bytearray(progress.chunks.length(index)))
+
+    def chunk_source(self, blob: Digest, index: int) -> tuple[int, int, int, Callable[[], None]] | None:
+        arrival = self.arrivals.get(blob)
+        if arrival is not None and arrival.partial is not None and arrival.chunks is not None:
+            arrival.readers += 1
+            cut = arrival.chunks
+            return arrival.partial.fileno(), cut.start(index), cut.length(index), lambda: self._release(arrival)
+        stored = self._store.open(blob)
+        if stored is None:
+            return None
+        cut = ChunkMap(stored.size_bytes, stored.chunk_bytes)
+        return stored.fileno(), cut.start(index), cut.length(index), stored.close
+
+    def _release(self, arrival: Arrival) -> None:
+        arrival.readers -= 1
+        arrival.close_if_idle()
+
+    def write(self, blob: Digest, index: int, data: memoryview, checksum: Checksum) -> None:
+        arrival = self.arrivals.get(blob)
+        if arrival is None:
+            return
+        if arrival.partial is None:
+            self._write_whole(arrival, bytes(data))
+            return
+        arrival.partial.write_chunk(index, data, checksum)
+        arrival.have |= 1 << index
+        self._count(arrival, index, len(data))
+        self._exchange.feed(ev.ChunkWritten(blob=blob, index=index))
+        assert arrival.chunks is not None
+        grown = arrival.chunks.contiguous_stop(arrival.have, 0)
+        if grown - arrival.hashed_upto >= HASH_BATCH_BYTES and grown < arrival.chunks.size_bytes:
+            arrival.hashed_upto = grown
+            self._nursery.start_soon(self._hash, arrival)
+        arrival.wake()
+
+    def _count(self, arrival: Arrival, index: int, size: int) -> None:
+        progress = self._exchange.machine.blobs[arrival.digest]
+        if index in progress.senders:
+            arrival.from_peers += size
+        else:
+            arrival.from_origin += size
+            arrival.origin_chunks.add(index)
+
+    def _write_whole(self, arrival: Arrival, body: bytes) -> None:
+        """Take in content of unknown size that came from a peer, if it is what its digest says."""
+        progress = self._exchange.machine.blobs[arrival.digest]
+        try:
+            media_type = _media_type_of(body, progress.media_type)
+            self._store.add(arrival.digest, body, media_type=media_type, public=True)
+        except (IntegrityError, InvalidInput):
+            self._exchange.feed(ev.BlobRejected(blob=arrival.digest, indices=[0]))
+            return
+        arrival.from_peers += len(body)
+        self._exchange.feed(ev.ChunkWritten(blob=arrival.digest, index=0))
+
+    async def _hash(self, arrival: Arrival) -> None:
+        async with arrival.hashing:
+            if arrival.partial is not None and arrival.failure is None and not arrival.stored:
+                await trio.to_thread.run_sync(arrival.partial.hash_prefix)
+
+    def forget(self, blob: Digest, indices: list[int]) -> None:
+        arrival = self.arrivals.get(blob)
+        if arrival is not None and arrival.partial is not None:
+            arrival.have &= ~chunk_set(indices)
+            arrival.hashed_upto = 0
+            arrival.partial.reject(indices)
+
+    def look_up(self, blob: Digest) -> None:
+        stored = self._store.open(blob)
+        if stored is None:
+            return
+        try:
+            if stored.public:
+                self._exchange.feed(
+                    ev.BlobStored(
+                        blob=blob,
+                        size_bytes=stored.size_bytes,
+                        media_type=stored.media_type,
+                        checksums=tuple(stored.checksums),
+                    )
+                )
+        finally:
+            stored.close()
+
+    def failed(self, blob: Digest, causes: list[Exception]) -> None:
+        arrival = self.arrivals.get(blob)
+        if arrival is not None:
+            log.warning("pull failed", blob=blob, image=str(arrival.repository), why=[str(cause) for cause in causes])
+            self._settle(arrival, causes)
+
+    def _settle(self, arrival: Arrival, causes: list[Exception]) -> None:
+        """End an Arrival that failed."""
+        arrival.fail(causes)
+        self._rechecks.pop(arrival.digest, None)
+        if self.arrivals.get(arrival.digest) is arrival:
+            del self.arrivals[arrival.digest]
+        arrival.close_if_idle()
+        self.finished(arrival)
+
+    # ----------------------------------------------------------------- origin
+
+    def fetch(self, blob: Digest, index: int) -> None:
+        arrival = self.arrivals.get(blob)
+        if arrival is not None:
+            self._nursery.start_soon(self._fetch, arrival, index)
+
+    async def _fetch(self, arrival: Arrival, index: int) -> None:
+        blob = arrival.digest
+        try:
+            if arrival.partial is None:
+                await self._fetch_whole(arrival)
+            else:
+                data = await self._read_origin(arrival, index)
+                self._exchange.chunk_in(blob, index, data, checksum_of(data))
+        except (OriginError, IntegrityError, StoreError, InvalidInput) as error:
+            final = isinstance(error, NotFoundAtOrigin | DeniedByOrigin | IntegrityError | InvalidInput)
+            pause_s = (error.retry_after_s or 1.0) if isinstance(error, OriginError) else 1.0
+            self._exchange.feed(
+                ev.FetchFailed(blob=blob, index=index, error=error, final=final, pause_s=0.0 if final else pause_s)
+            )
+
+    async def _read_origin(self, arrival: Arrival, index: int) -> memoryview:
+        cut = arrival.chunks
+        assert cut is not None
+        data = memoryview(bytearray(cut.length(index)))
+        await self._origin.fetch(
+            arrival.repository,
+            arrival.digest,
+            cut.start(index),
+            data,
+            blob_bytes=cut.size_bytes,
+            progress=lambda _count: None,
+        )
+        return data
+
+    async def _fetch_whole(self, arrival: Arrival) -> None:
+        """Fetch a manifest from the origin."""
+        manifest = await self._origin.get_manifest(arrival.repository, arrival.digest)
+        public = arrival.shared
+        self._store.add(arrival.digest, manifest.body, media_type=manifest.media_type, public=public)
+        arrival.from_origin += len(manifest.body)
+        checksums = (checksum_of(manifest.body),) if manifest.body else ()
+        self._exchange.feed(
+            ev.BlobStored(
+                blob=arrival.digest,
+                size_bytes=len(manifest.body),
+                media_type=manifest.media_type,
+                checksums=checksums,
+            )
+        )
+        self._finish(arrival)
+
+    # ------------------------------------------------------------------ checking
+
+    def check(self, blob: Digest) -> None:
+        arrival = self.arrivals.get(blob)
+        if arrival is None:
+            return
+        if arrival.partial is None:
+            self._exchange.feed(ev.BlobVerified(blob=blob))
+            self._finish(arrival)
+        else:
+            self._nursery.start_soon(self._check, arrival, arrival.partial)
+
+    async def _check(self, arrival: Arrival, partial: object) -> None:
+        """Compare the whole blob's SHA-256 with its digest; commit, or find out who lied."""
+        blob = arrival.partial
+        assert blob is not None
+        async with arrival.hashing:
+            await trio.to_thread.run_sync(blob.hash_prefix)
+        if not blob.verified:
+            await self._find_wrong_chunks(arrival)
+            return
+        arrival.verified = True
+        self._exchange.feed(ev.BlobVerified(blob=arrival.digest))
+        arrival.wake()
+        try:
+            stored = await trio.to_thread.run_sync(lambda: blob.commit(public=arrival.shared))
+            stored.close()
+        except StoreError as error:
+            # The readers have it all; only later ones will have to pull again.
+            log.error("blob not kept", blob=arrival.digest, why=str(error))
+            self._exchange.feed(ev.BlobEvicted(blob=arrival.digest))
+        self._finish(arrival)
+
+    def _finish(self, arrival: Arrival) -> None:
+        arrival.verified = True
+        arrival.stored = True
+        self._rechecks.pop(arrival.digest, None)
+        self.arrivals.pop(arrival.digest, None)
+        arrival.wake()
+        arrival.close_if_idle()
+        self.finished(arrival)
+
+    async def _find_wrong_chunks(self, arrival: Arrival) -> None:
+        """Re-read from the origin what did not come from it, replace what differs, and so find the liars."""
+        cut, progress = arrival.chunks, self._exchange.machine.blobs.get(arrival.digest)
+        assert cut is not None
+        if progress is None:
+            return
+        rounds = self._rechecks[arrival.digest] = self._rechecks.get(arrival.digest, 0) + 1
+        suspects = [index for index in range(cut.count) if index not in arrival.origin_chunks]
+        log.warning("the blob's SHA-256 is wrong; suspects are read again", blob=arrival.digest, chunks=len(suspects))
+        wrong: dict[int, memoryview] = {}
+        try:
+            for index in suspects:
+                data = await self._read_origin(arrival, index)
+                arrival.origin_chunks.add(index)
+                if checksum_of(data) != progress.own.get(index):
+                    wrong[index] = data
+        except OriginError as error:
+            self._give_up(arrival, suspects, error)
+            return
+        if not wrong or rounds > RECHECKS:
+            self._give_up(arrival, list(range(cut.count)), self._wrong_content(arrival))
+            return
+        self.forget(arrival.digest, list(wrong))
+        self._exchange.feed(ev.BlobRejected(blob=arrival.digest, indices=list(wrong)))
+        for index, data in wrong.items():
+            self._exchange.chunk_in(arrival.digest, index, data, checksum_of(data))
+
+    def _wrong_content(self, arrival: Arrival) -> IntegrityError:
+        return IntegrityError(
+            f"{arrival.repository} at its origin serves content for {arrival.digest} that does not match the digest",
+            expected=arrival.digest,
+        )
+
+    def _give_up(self, arrival: Arrival, suspects: list[int], cause: Exception) -> None:
+        """Fail the pull and throw away what nobody can vouch for."""
+        self._exchange.feed(ev.PullCancelled(blob=arrival.digest))
+        self.forget(arrival.digest, suspects)
+        self.failed(arrival.digest, [cause])
+
+
+def _plain(failure: PullFailed) -> P2PDistError:
+    """Return the origin's own verdict where that is why a pull failed: the mirror answers 404 for a 404."""
+    for cause in failure.causes:
+        if isinstance(cause, OriginError | StoreError):
+            return cause
+    return failure
+
+
+def _media_type_of(body: bytes, claimed: str) -> str:
+    """Return the media type of a manifest from a peer: the body's own, which its digest covers, or the peer's word."""
+    parsed = parse_manifest(body, claimed)
+    return parsed.media_type
