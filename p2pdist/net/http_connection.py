@@ -57,8 +57,11 @@ class Places(Protocol):
     def stopping(self) -> bool:
         """Whether each answer is to be the connection's last."""
 
-    def idle(self, idle_s: float) -> AbstractContextManager[None]:
-        """Bound a wait for a request; it may be cut short."""
+    def fresh(self, wait_s: float) -> AbstractContextManager[None]:
+        """Bound the wait for the first request."""
+
+    def idle(self, wait_s: float) -> AbstractContextManager[None]:
+        """Bound the wait for another request."""
 
 
 class _ClientGone(Exception):
@@ -102,8 +105,8 @@ class Connection:
         """Answer requests until either side has had enough."""
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        wait_s = self._limits.header_s
-        while await self._requested(wait_s):
+        waiting = self._places.fresh(self._limits.header_s)
+        while await self._requested(waiting):
             parser = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.header_bytes)
             request = await self._read_request(parser)
             if request is None or not await self._exchange(parser, request):
@@ -111,11 +114,11 @@ class Connection:
             if parser.our_state is not h11.DONE:
                 await self._linger()
                 return
-            wait_s = self._limits.idle_s
+            waiting = self._places.idle(self._limits.idle_s)
 
-    async def _requested(self, wait_s: float) -> bool:
-        """Wait for the first byte of a request."""
-        with self._places.idle(wait_s):
+    async def _requested(self, waiting: AbstractContextManager[None]) -> bool:
+        """Wait for the first byte of a request; False where none comes."""
+        with waiting:
             return bool(self._input) or await self._receive()
         return False
 

@@ -55,6 +55,7 @@ class HttpServer:
         self._application = application
         self._limits = limits or Limits()
         self._slots = trio.Semaphore(self._limits.connections)
+        self._fresh: set[trio.CancelScope] = set()
         self._idle: dict[trio.CancelScope, None] = {}
         self._accepting = trio.CancelScope()
         self._running = trio.CancelScope()
@@ -80,7 +81,7 @@ class HttpServer:
         """Accept nothing more, close idle connections, and cut after `grace_s` what has not ended by itself."""
         self._stopping = True
         self._accepting.cancel()
-        for scope in self._idle:
+        for scope in (*self._fresh, *self._idle):
             scope.cancel()
         self._running.deadline = trio.current_time() + grace_s
 
@@ -93,9 +94,19 @@ class HttpServer:
         return self._stopping
 
     @contextmanager
-    def idle(self, idle_s: float) -> Iterator[None]:
-        """Bound a connection's wait for a request; cut short when the server stops or others need the place."""
-        with trio.move_on_after(idle_s) as scope:
+    def fresh(self, wait_s: float) -> Iterator[None]:
+        """Bound a new connection's wait for its first request; cut short when the server stops."""
+        with trio.move_on_after(wait_s) as scope:
+            self._fresh.add(scope)
+            try:
+                yield
+            finally:
+                self._fresh.remove(scope)
+
+    @contextmanager
+    def idle(self, wait_s: float) -> Iterator[None]:
+        """Bound a wait for another request; cut short when the server stops or others need the place."""
+        with trio.move_on_after(wait_s) as scope:
             if self._stopping or self._slots.statistics().tasks_waiting:
                 scope.cancel()
             self._idle[scope] = None
