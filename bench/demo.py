@@ -92,7 +92,7 @@ def _seconds(value_s: float | None) -> str:
 
 
 def _egress(result: Result) -> str:
-    return f"{result.origin_bytes / MIB:.0f} MiB = {result.origin_egress_ratio:.2f} × the image"
+    return f"{result.origin_bytes / MIB:.0f} MiB, {result.origin_egress_ratio:.2f} × image"
 
 
 def _ratio(result: Result) -> str:
@@ -103,9 +103,9 @@ _ROWS: Sequence[tuple[str, Callable[[Result], str]]] = (
     ("right pulls", lambda result: f"{result.nodes - result.failed_pulls} of {result.nodes}"),
     ("last node had it after", lambda result: _seconds(result.last_s)),
     ("first node had it after", lambda result: _seconds(result.first_s)),
-    ("first byte of a blob after (median)", lambda result: _seconds(result.ttfb_p50_s)),
+    ("first byte of a blob, p50", lambda result: _seconds(result.ttfb_p50_s)),
     ("out of the registry", _egress),
-    ("physical bound: the image over one link", lambda result: _seconds(result.bound_s)),
+    ("bound: image over one link", lambda result: _seconds(result.bound_s)),
     ("last node ÷ bound", _ratio),
 )
 
@@ -114,7 +114,7 @@ def closing_table(direct: Result, swarm: Result) -> Table:
     """Return the two rollouts next to each other, and the physical bound."""
     table = Table(title=f"{swarm.image_bytes / MIB:.1f} MiB to {swarm.nodes} nodes")
     table.add_column("")
-    table.add_column("straight from the registry", justify="right")
+    table.add_column("from the registry", justify="right")
     table.add_column("p2pdist", justify="right", style="bold")
     for name, cell in _ROWS:
         table.add_row(name, cell(direct), cell(swarm))

@@ -128,9 +128,10 @@ class HttpConnection:
                 return event
             if event is h11.NEED_DATA:
                 await trio.lowlevel.wait_readable(connection)
-                parser.receive_data(connection.recv(_HEAD_READ_BYTES))
-            elif not isinstance(event, h11.InformationalResponse):
-                raise h11.RemoteProtocolError("closed before it answered")
+                data = connection.recv(_HEAD_READ_BYTES)
+                if not data:
+                    raise ConnectionError("closed before it answered")
+                parser.receive_data(data)
 
     def _begin_body(self, method: str, target: str, response: h11.Response, early: bytes) -> Head:
         headers = {name.decode("ascii"): value.decode("latin-1") for name, value in response.headers}

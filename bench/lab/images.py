@@ -41,6 +41,7 @@ _TAR_BLOCK_BYTES = 512
 _TAR_FRAME_BYTES = 3 * _TAR_BLOCK_BYTES
 """A header and the two empty blocks at the end: what a tar of one file has besides its content."""
 
+_TAR_BUFFER_BYTES = 64 << 10
 _RANDOM_PART_BYTES = 1 << 20
 _CREATED = "2000-01-01T00:00:00Z"
 
@@ -239,7 +240,7 @@ def _machine_layer(
     layout: Path, index: int, *, files: Sequence[Path], layers: int, layer_bytes: int
 ) -> tuple[Descriptor, str]:
     writer = _LayerWriter(layout, gzip=True)
-    with tarfile.open(fileobj=writer, mode="w|", format=tarfile.GNU_FORMAT, bufsize=1 << 20) as tar:
+    with tarfile.open(fileobj=writer, mode="w|", format=tarfile.GNU_FORMAT, bufsize=_TAR_BUFFER_BYTES) as tar:
         for path in files[index::layers]:
             trio.from_thread.check_cancelled()
             if writer.size_bytes >= layer_bytes:

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from rich.console import Console
+
+from bench.crowd import Outcome
+from bench.rollout import problems, table
+from tests.bench.conftest import ROOT
+from tests.bench.test_demo import rendered
+from tests.bench.test_results import CONTRACT, node, result
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_table_names_void_runs_and_sums_up_the_others() -> None:
+    runs = [result([node(0, 11)]), result([node(0, 12)]), result([node(0, 40)], idle_cpu_ratio=0.1)]
+    text = rendered(table(runs))
+    assert text.count("p2pdist (void)") == 1
+    assert "p2pdist ÷ bound: median 1.150, worst 1.200" in text
+
+
+def test_the_table_fits_a_terminal_of_a_hundred_columns() -> None:
+    runs = [result([node(0, 111)] * 12, idle_cpu_ratio=0.1)]
+    assert Console(width=200).measure(table(runs)).maximum <= 100
+
+
+def test_what_went_wrong_is_told_with_the_log_that_explains_it() -> None:
+    failed = result([node(0, 11), node(0, 12, error="node2: cut off")], idle_cpu_ratio=0.1)
+    told = list(problems(Outcome(failed, {"agent-node2": "disk full"})))
+    assert told[0].startswith("p2pdist: void: the CPU starved: 10% idle")
+    assert told[1] == "node2: cut off"
+    assert told[2] == "--- last lines of agent-node2 ---\ndisk full"
+
+
+@pytest.mark.real
+def test_a_rollout_writes_its_json_and_keeps_its_logs(tmp_path: Path) -> None:
+    file, logs = tmp_path / "runs.json", tmp_path / "logs"
+    code = "from bench.cli import bench; bench()"
+    command = [sys.executable, "-c", code, "rollout", "--system", "direct", "--nodes", "2", "--image-mib", "1"]
+    command += ["--json", str(file), "--keep-logs", str(logs)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (line,) = file.read_text().splitlines()
+    written = json.loads(line)
+    assert set(written) >= CONTRACT
+    assert written["failed_pulls"] == 0
+    assert written["origin_egress_ratio"] == pytest.approx(2, abs=0.01)
+    assert (logs / "registry.log").read_text()
