@@ -364,13 +364,13 @@ class AgentConfig:
     docker_config: Path | None = setting(
         None, "A Docker `config.json` with credentials for origins; without it pulls are anonymous."
     )
-    share_private: bool = setting(False, "Keep content that needs credentials, and give it to peers.")
+    share_private: bool = setting(False, "Offer peers also what it takes credentials to pull.")
     prefetch: bool = setting(True, "Start on all layers of an image when its manifest is asked for.")
     store_max: Bytes = setting(0, "Room for blobs, such as 50GiB.", low=0, shown="80% of the file system")
     store_low: float = setting(0.9, "Eviction stops at this part of `store_max`.", low=0.1, high=1.0)
     store_min_free: Bytes = setting(1 << 30, "Free disk space that eviction keeps.", low=0, shown="`1GiB`")
     upload_slots: int = setting(4, "Peers that are sent chunks at the same time.", low=1, high=256)
-    downloads: int = setting(16, "Blobs that arrive at the same time; others wait.", low=1, high=1024)
+    downloads: int = setting(6, "Chunks that are on their way from peers at the same time.", low=1, high=256)
     degree: int = setting(20, "Peers that the agent keeps connections to.", low=2, high=200)
     max_connections: int = setting(
         512, "Open connections to the mirror, and as many to the peer port.", low=8, high=65536

@@ -22,6 +22,7 @@ from p2pdist.config import (
     reference_table,
 )
 from p2pdist.errors import ConfigError
+from scheduler.config import SchedulerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -225,6 +226,7 @@ def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
         assert 0 <= Address.parse(text).port <= 65535
 
 
-def test_the_readme_has_the_current_reference_table() -> None:
-    table = reference_table(AgentConfig)
+@pytest.mark.parametrize("settings", [AgentConfig, SchedulerConfig])
+def test_the_readme_has_the_current_reference_table(settings: type) -> None:
+    table = reference_table(settings)
     assert table in README.read_text(), f"README.md is out of date; put this in the place of its table:\n{table}"
