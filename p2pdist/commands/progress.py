@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person sees of a pull: a live row per blob on a terminal, else one line per finished blob."""
+"""What a person sees of a pull: a live row per blob on a terminal (live.py), else one line per finished blob."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import TextIO
-
-    from rich.progress import TaskID
 
     from p2pdist.commands.mirror_client import Split
     from p2pdist.core.types import Descriptor
@@ -63,10 +61,13 @@ def choose_display(stream: TextIO | None = None) -> Display:
     stream = stream or sys.stderr
     if not stream.isatty():
         return Lines(stream)
+    from p2pdist.commands.live import Live
+
     return Live(stream)
 
 
-def _label(blob: Descriptor) -> str:
+def label(blob: Descriptor) -> str:
+    """Return what a blob is called on the screen: its kind and the start of its digest."""
     kind = "config" if "config" in blob.media_type or "container.image" in blob.media_type else "layer "
     return f"{kind} {blob.digest.removeprefix('sha256:')[:12]}"
 
@@ -99,46 +100,4 @@ class Lines:
 
     def done(self, blob: Descriptor, note: str) -> None:
         tail = f"  {note}" if note else ""
-        print(f"{_label(blob)}  {human_bytes(blob.size_bytes):>8}{tail}", file=self._stream, flush=True)
-
-
-class Live:
-    """A row per blob: bar, bytes, rate, and where the bytes came from."""
-
-    live = True
-
-    def __init__(self, stream: TextIO) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TextColumn("{task.fields[note]}", style="dim"),
-            console=Console(file=stream),
-        )
-        self._rows: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Live:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def expect(self, blobs: tuple[Descriptor, ...]) -> None:
-        for blob in blobs:
-            self._rows[blob.digest] = self._progress.add_task(_label(blob), total=blob.size_bytes, note="")
-
-    def moved(self, blob: Descriptor, arrived_bytes: int) -> None:
-        self._progress.update(self._rows[blob.digest], completed=arrived_bytes)
-
-    def source(self, blob: Descriptor, split: Split) -> None:
-        self._progress.update(self._rows[blob.digest], note=describe(split))
-
-    def done(self, blob: Descriptor, note: str) -> None:
-        self._progress.update(self._rows[blob.digest], completed=blob.size_bytes, note=note)
+        print(f"{label(blob)}  {human_bytes(blob.size_bytes):>8}{tail}", file=self._stream, flush=True)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pdist.commands.mirror_client import Split
-from p2pdist.commands.progress import Lines, Live, choose_display, describe, human_bytes
+from p2pdist.commands.progress import choose_display, describe, human_bytes
 from tests.commands.fake_mirror import CONFIG_TYPE, describe_bytes
 
 LAYER = describe_bytes(b"x" * 2048)
@@ -77,7 +77,3 @@ def test_on_a_terminal_there_is_a_row_per_blob() -> None:
         display.done(LAYER, "all from peers")
     for part in (LAYER.digest[7:19], CONFIG.digest[7:19], "2.0/2.0 KiB", "all from peers"):
         assert part in stream.getvalue()
-
-
-def test_both_displays_are_of_one_kind() -> None:
-    assert {type(choose_display(Terminal())), type(choose_display(io.StringIO()))} == {Live, Lines}
