@@ -1,0 +1,473 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's client to the upstream registries: `ports.Origin` over HTTP/1.1.
+
+Owns: what is asked of a registry and what its answers are worth. `origin_upstream` gets the answers,
+`origin_auth` says what to show for them, `origin_transport` connects. Refuses to store, to verify blobs
+(a range cannot be) and to follow the `urls` of foreign layers.
+
+Invariants: every wait has a deadline; a body that is longer or shorter than it must be is an error and
+its connection is closed; where a blob was redirected to is kept for seconds, in memory, and is in no error
+text; after a cancelled call none of its connections is open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import ssl
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from p2pdist.core import oci
+from p2pdist.core.addresses import is_ip_literal
+from p2pdist.core.retry import RETRYABLE_STATUSES
+from p2pdist.core.types import Digest, Manifest, ManifestInfo, Repository, parse_digest
+from p2pdist.errors import ConfigError, IntegrityError, InvalidInput, NotFoundAtOrigin, OriginError
+from p2pdist.net.origin_transport import Answer, Transport, Unreachable
+from p2pdist.net.origin_upstream import SMALL_BYTES_MAX, Deadlines, Upstream, parse_base_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+    from random import Random
+
+    import httpx
+
+    from p2pdist.net.credentials import CredentialSource
+    from p2pdist.net.origin_transport import Headers
+
+_SKIP_BYTES_MAX = 64 * 1024 * 1024
+"""How far into a blob a range is still fetched from an origin that ignores Range and sends it whole."""
+_LOCATIONS_MAX = 1024
+_UNLISTED_MAX = 256
+_RESERVED_CONNECTIONS = 8
+"""Connections beyond those for ranges of blobs, so that a manifest never waits behind them."""
+_HEAD_REFUSED = (400, 405, 501)
+
+_ACCEPT_MANIFESTS = (b"Accept", ", ".join(oci.MANIFEST_TYPES).encode())
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)")
+_LENGTH = re.compile(r"\d{1,19}")
+_MEDIA_TYPE = re.compile(r"[!-:<-~]{1,255}")
+_RELAYED = re.compile(r"(?:tags/list|referrers/sha256:[0-9a-f]{64})(?:\?[!-~]{0,1000})?")
+_RELAYED_HEADERS = ("Content-Type", "Docker-Content-Digest", "OCI-Filters-Applied")
+_LINK = re.compile(r"<(?P<url>[!-;=?-~]*)>(?P<rest>[ -~]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySettings:
+    """Where a registry is: its base URL, and a file of CAs that are trusted beside the system's."""
+
+    url: str
+    ca_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """See `ports.RelayedResponse`."""
+
+    status_code: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+def default_url(registry: str) -> str:
+    """Return the base URL of a public registry by its name."""
+    return "https://registry-1.docker.io" if registry == "docker.io" else f"https://{registry}"
+
+
+class OriginClient:
+    """All configured registries; see `ports.Origin` for the calls.
+
+    Args:
+        registries: by the name that runtimes use.
+        allow_any: also serve other names, each as `https://NAME`, provided it is a public DNS name: it has
+            a dot, is no address, and all addresses that it resolves to are global unicast. That is checked
+            on the very addresses that are then dialled, for the name, its token service and every redirect.
+        credentials: asked for a registry where it does not serve anonymously.
+        connections: the most connections that fetch ranges at once, all registries together.
+        rng: for the jitter of retries.
+
+    Raises:
+        ConfigError: a URL or CA file that cannot be used.
+    """
+
+    def __init__(
+        self,
+        registries: Mapping[str, RegistrySettings],
+        *,
+        allow_any: bool,
+        credentials: CredentialSource | None,
+        connections: int,
+        rng: Random,
+        deadlines: Deadlines | None = None,
+    ) -> None:
+        self._allow_any = allow_any
+        self._credentials = credentials
+        self._connections = connections
+        self._rng = rng
+        self._deadlines = deadlines or Deadlines()
+        self._slots = trio.CapacityLimiter(connections)
+        self._transports: dict[tuple[Path | None, bool], Transport] = {}
+        self._configured = {name: self._build(name, settings) for name, settings in registries.items()}
+        self._unlisted: dict[str, Upstream] = {}
+        self._locations: dict[tuple[Repository, Digest], tuple[float, httpx.URL]] = {}
+
+    async def head_manifest(
+        self, repository: Repository, reference: str, *, deadline_s: float | None = None
+    ) -> ManifestInfo:
+        """See `ports.Origin`; asks by GET where HEAD is refused or its answer lacks something."""
+        upstream, url = self._locate(repository, f"manifests/{oci.parse_reference(reference)}")
+
+        async def once() -> ManifestInfo | None:
+            answer = await upstream.ask(repository, "HEAD", url, [_ACCEPT_MANIFESTS])
+            async with aclosing(answer):
+                await answer.read(0)
+                if answer.status in _HEAD_REFUSED:
+                    return None
+                await upstream.expect(answer, repository, 200)
+                return _manifest_info(answer, reference)
+
+        what = f"{repository} {reference}"
+        info = await upstream.retrying(what, once, deadline_s or self._deadlines.manifest_s)
+        return info or (await self.get_manifest(repository, reference, deadline_s=deadline_s)).info
+
+    async def get_manifest(
+        self, repository: Repository, reference: str, *, deadline_s: float | None = None
+    ) -> Manifest:
+        """See `ports.Origin`."""
+        upstream, url = self._locate(repository, f"manifests/{oci.parse_reference(reference)}")
+        what = f"{repository} {reference}"
+
+        async def once() -> Manifest:
+            answer = await upstream.ask(repository, "GET", url, [_ACCEPT_MANIFESTS])
+            async with aclosing(answer):
+                await upstream.expect(answer, repository, 200)
+                return _manifest(answer, await _small_body(answer, upstream), reference, what)
+
+        return await upstream.retrying(what, once, deadline_s or self._deadlines.manifest_s)
+
+    async def blob_size(self, repository: Repository, digest: Digest) -> int:
+        """See `ports.Origin`; asks for one byte where HEAD does not tell."""
+        upstream, url = self._locate(repository, f"blobs/{parse_digest(digest)}")
+
+        async def once() -> int:
+            answer = await upstream.ask(repository, "HEAD", url, [])
+            async with aclosing(answer):
+                await answer.read(0)
+                length = _length(answer)
+                if answer.status == 200 and length is not None:
+                    return length
+                # A signed redirect is often good for GET alone: its refusal of a HEAD says nothing.
+                if upstream.is_at(answer.url) and answer.status not in _HEAD_REFUSED:
+                    await upstream.expect(answer, repository, 200)
+            return await self._size_by_range(upstream, repository, digest, url)
+
+        return await upstream.retrying(f"{repository}@{digest}", once, self._deadlines.manifest_s)
+
+    async def _size_by_range(self, upstream: Upstream, repository: Repository, digest: Digest, url: httpx.URL) -> int:
+        answer = await upstream.ask(repository, "GET", url, [(b"Range", b"bytes=0-0")])
+        async with aclosing(answer):
+            said = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+            if answer.status in (206, 416) and said and said[3] != "*":
+                self._remember(upstream, repository, digest, answer)
+                await answer.read(SMALL_BYTES_MAX)
+                return int(said[3])
+            await upstream.expect(answer, repository, 200)
+            length = _length(answer)
+            if length is None:
+                raise OriginError(f"{answer.server} does not say how long the blob is")
+            return length
+
+    async def fetch(
+        self,
+        repository: Repository,
+        digest: Digest,
+        start: int,
+        into: memoryview,
+        *,
+        blob_bytes: int,
+        progress: Callable[[int], None],
+    ) -> None:
+        """See `ports.Origin`; a try that broke off is continued where it stopped."""
+        if not 0 <= start <= start + len(into) <= blob_bytes:
+            raise ValueError(f"bytes {start} to {start + len(into)} of a blob of {blob_bytes}")
+        upstream, url = self._locate(repository, f"blobs/{parse_digest(digest)}")
+        window = _Window(into, start, blob_bytes, progress)
+
+        async def once() -> None:
+            async with self._slots:
+                if not window.full:
+                    await self._fetch_once(upstream, repository, digest, url, window)
+
+        await upstream.retrying(f"{repository}@{digest}", once, self._deadlines.fetch_s)
+
+    async def _fetch_once(
+        self, upstream: Upstream, repository: Repository, digest: Digest, url: httpx.URL, window: _Window
+    ) -> None:
+        headers = [(b"Range", b"bytes=%d-%d" % (window.position, window.stop - 1))]
+        answer = await self._ask_location(upstream, repository, digest, headers)
+        if answer is None:
+            answer = await upstream.ask(repository, "GET", url, headers)
+        async with aclosing(answer):
+            if answer.status == 206:
+                window.check_range(answer)
+            else:
+                await upstream.expect(answer, repository, 200)
+                window.check_whole(answer)
+            self._remember(upstream, repository, digest, answer)
+            before = window.done
+            try:
+                await window.receive(answer)
+            finally:
+                upstream.counters.bytes += window.done - before
+
+    async def _ask_location(
+        self, upstream: Upstream, repository: Repository, digest: Digest, headers: Headers
+    ) -> Answer | None:
+        """Ask where the registry sent us a moment ago; None where it did not or that place no longer serves us."""
+        key = (repository, digest)
+        location = self._locations.get(key)
+        if location is None:
+            return None
+        expires_at, url = location
+        if trio.current_time() < expires_at:
+            try:
+                answer = await upstream.exchange("GET", url, headers)
+            except OriginError:
+                self._locations.pop(key, None)
+                raise
+            if answer.status in (200, 206):
+                return answer
+            await answer.aclose()
+        self._locations.pop(key, None)
+        return None
+
+    def _remember(self, upstream: Upstream, repository: Repository, digest: Digest, answer: Answer) -> None:
+        if upstream.is_at(answer.url) or (repository, digest) in self._locations:
+            return
+        while len(self._locations) >= _LOCATIONS_MAX:
+            del self._locations[next(iter(self._locations))]
+        self._locations[repository, digest] = (trio.current_time() + self._deadlines.location_s, answer.url)
+
+    async def relay(self, repository: Repository, target: str, accept: str) -> Relayed:
+        """See `ports.Origin`. A link to a next page becomes a path and query; one to another host is left out.
+
+        Raises:
+            InvalidInput: `target` is neither `tags/list` nor `referrers/<digest>`.
+            OriginError: no answer, or even the last try's said to try again.
+        """
+        if not _RELAYED.fullmatch(target):
+            raise InvalidInput(f"not to be relayed: {target[:100]!r}")
+        upstream, url = self._locate(repository, target)
+        clean = "".join(character for character in accept[:1000] if " " <= character <= "~") or "*/*"
+
+        async def once() -> Relayed:
+            answer = await upstream.ask(repository, "GET", url, [(b"Accept", clean.encode())], content=False)
+            async with aclosing(answer):
+                if answer.status in RETRYABLE_STATUSES:
+                    await upstream.expect(answer, repository, 200)
+                return Relayed(answer.status, _relayed_headers(answer, upstream), await _small_body(answer, upstream))
+
+        what = f"{repository} {target.partition('?')[0]}"
+        return await upstream.retrying(what, once, self._deadlines.manifest_s)
+
+    def is_public(self, repository: Repository) -> bool:
+        """Return whether content of it has been read without credentials, and nothing since has been refused."""
+        upstream = self._configured.get(repository.registry) or self._unlisted.get(repository.registry)
+        return upstream is not None and upstream.auth.is_public(repository)
+
+    def statistics(self) -> dict[str, dict[str, int]]:
+        """Return by registry: requests, bytes (of bodies received), retries, errors (calls that failed)."""
+        known = (*self._configured.values(), *self._unlisted.values())
+        return {upstream.name: upstream.counters.as_dict() for upstream in known}
+
+    async def aclose(self) -> None:
+        """Close all connections, at once; calls that are running fail."""
+        for transport in self._transports.values():
+            await transport.aclose()
+
+    def _locate(self, repository: Repository, rest: str) -> tuple[Upstream, httpx.URL]:
+        """Return whom to ask, and at which URL. Raises InvalidInput, NotFoundAtOrigin."""
+        oci.parse_name(repository.name)
+        name = repository.registry
+        upstream = self._configured.get(name) or self._unlisted.get(name) or self._admit(name)
+        return upstream, upstream.url(repository, rest)
+
+    def _admit(self, name: str) -> Upstream:
+        name = oci.parse_registry(name)
+        if known := self._configured.get(name) or self._unlisted.get(name):
+            return known
+        if not self._allow_any:
+            message = f"registry {name} is not configured on this agent; add --registry {name}=URL"
+            raise NotFoundAtOrigin(message, status_code=404)
+        host = re.sub(r":\d+\Z", "", name)
+        if "." not in host or is_ip_literal(host):
+            message = f"registry {name} is no public name; if it is meant, add --registry {name}=URL"
+            raise NotFoundAtOrigin(message, status_code=404)
+        while len(self._unlisted) >= _UNLISTED_MAX:
+            del self._unlisted[next(iter(self._unlisted))]
+        self._unlisted[name] = self._build(name, RegistrySettings(default_url(name)), guarded=True)
+        return self._unlisted[name]
+
+    def _build(self, name: str, settings: RegistrySettings, *, guarded: bool = False) -> Upstream:
+        base = parse_base_url(name, settings.url)
+        key = (settings.ca_file, guarded)
+        if key not in self._transports:
+            self._transports[key] = Transport(
+                _tls_context(name, settings.ca_file),
+                connections=self._connections + _RESERVED_CONNECTIONS,
+                guarded=guarded,
+                connect_s=self._deadlines.connect_s,
+                stall_s=self._deadlines.stall_s,
+                wait_s=self._deadlines.header_s,
+            )
+        return Upstream(name, base, self._transports[key], self._credentials, self._deadlines, self._rng)
+
+
+class _Window:
+    """The span of a blob that is being fetched, and how much of it is here."""
+
+    def __init__(self, into: memoryview, start: int, blob_bytes: int, progress: Callable[[int], None]) -> None:
+        self.done = 0
+        self.stop = start + len(into)
+        self._into = into
+        self._start = start
+        self._blob_bytes = blob_bytes
+        self._progress = progress
+        self._skip = 0
+        self._stop_early = False
+
+    @property
+    def full(self) -> bool:
+        return self.done == len(self._into)
+
+    @property
+    def position(self) -> int:
+        """The next byte of the blob to come."""
+        return self._start + self.done
+
+    def check_range(self, answer: Answer) -> None:
+        """Refuse a 206 that is not exactly the rest of the span, out of a blob of the right size."""
+        said = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+        wanted = (str(self.position), str(self.stop - 1))
+        if said is None or (said[1], said[2]) != wanted or _length(answer, self.stop - self.position) is None:
+            raise OriginError(f"{answer.server} sends another range than bytes {wanted[0]} to {wanted[1]}")
+        if said[3] not in ("*", str(self._blob_bytes)):
+            raise OriginError(f"{answer.server} has {said[3]} bytes, but the manifest says {self._blob_bytes}")
+        self._skip, self._stop_early = 0, False
+
+    def check_whole(self, answer: Answer) -> None:
+        """Take a 200, which has ignored Range, where the span is near enough to the start."""
+        length = _length(answer)
+        if length not in (None, self._blob_bytes):
+            raise OriginError(f"{answer.server} has {length} bytes, but the manifest says {self._blob_bytes}")
+        if self.position > _SKIP_BYTES_MAX:
+            raise OriginError(f"{answer.server} ignores Range requests; it can serve small blobs only", status_code=200)
+        self._skip, self._stop_early = self.position, self.stop < self._blob_bytes
+
+    async def receive(self, answer: Answer) -> None:
+        """Take the body.
+
+        Raises:
+            Unreachable: it broke off; OriginError: there was more of it than there may be.
+        """
+        async for part in answer:
+            skipped = min(self._skip, len(part))
+            self._skip -= skipped
+            room = len(self._into) - self.done
+            fresh = memoryview(part)[skipped : skipped + room]
+            self._into[self.done : self.done + len(fresh)] = fresh
+            self.done += len(fresh)
+            if len(fresh):
+                self._progress(self.done)
+            if len(part) > skipped + len(fresh) or (self.full and self._stop_early):
+                if self._stop_early:
+                    return
+                raise OriginError(f"{answer.server} sends more bytes than there should be")
+        if not self.full:
+            raise Unreachable(f"{answer.server} ended {len(self._into) - self.done} bytes early")
+
+
+def _manifest_info(answer: Answer, reference: str) -> ManifestInfo | None:
+    """Return what a HEAD's headers say, or None where they do not say enough, or not what was asked for."""
+    text = answer.headers.get("docker-content-digest", "") or (reference if ":" in reference else "")
+    length, media_type = _length(answer), _media_type(answer)
+    try:
+        digest = parse_digest(text)
+    except InvalidInput:
+        return None
+    if ":" in reference and digest != reference:
+        return None
+    if not length or length > oci.MANIFEST_BYTES_MAX or not media_type:
+        return None
+    return ManifestInfo(digest, media_type, length)
+
+
+def _manifest(answer: Answer, body: bytes, reference: str, what: str) -> Manifest:
+    digest = Digest(f"sha256:{hashlib.sha256(body).hexdigest()}")
+    said = answer.headers.get("docker-content-digest", "")
+    expected = reference if ":" in reference else said if said.startswith("sha256:") else digest
+    if digest != expected:
+        message = f"{what}: {answer.server} sent a manifest that is {digest}, not {expected[:100]}"
+        raise IntegrityError(message, expected=expected, actual=digest)
+    media_type = _media_type(answer) or _own_media_type(body)
+    if not media_type:
+        raise OriginError(f"{answer.server} does not say of what kind the manifest is")
+    return Manifest(digest, media_type, body)
+
+
+def _own_media_type(body: bytes) -> str:
+    try:
+        return oci.parse_manifest(body).media_type
+    except InvalidInput:
+        return ""
+
+
+async def _small_body(answer: Answer, upstream: Upstream) -> bytes:
+    """Return a body of at most 4 MiB that is as stored, not as compressed for the way."""
+    if answer.headers.get("content-encoding", "identity") != "identity":
+        raise OriginError(f"{answer.server} compresses although it was asked not to")
+    body = await answer.read(oci.MANIFEST_BYTES_MAX)
+    if len(body) > oci.MANIFEST_BYTES_MAX:
+        raise OriginError(
+            f"{answer.server} sends more than the {oci.MANIFEST_BYTES_MAX} bytes that a manifest may have"
+        )
+    upstream.counters.bytes += len(body)
+    return body
+
+
+def _length(answer: Answer, wanted: int | None = None) -> int | None:
+    """Return the Content-Length. With `wanted`: that, or None where the header says something else."""
+    text = answer.headers.get("content-length", "")
+    length = int(text) if _LENGTH.fullmatch(text) else None
+    if wanted is None:
+        return length
+    return wanted if length in (None, wanted) else None
+
+
+def _media_type(answer: Answer) -> str:
+    text = answer.headers.get("content-type", "").partition(";")[0].strip()
+    return text if _MEDIA_TYPE.fullmatch(text) else ""
+
+
+def _relayed_headers(answer: Answer, upstream: Upstream) -> list[tuple[str, str]]:
+    relayed = [(name, answer.headers[name]) for name in _RELAYED_HEADERS if name in answer.headers]
+    link = _LINK.fullmatch(answer.headers.get("link", ""))
+    if link:
+        target = answer.url.join(link["url"])
+        if upstream.is_at(target):
+            relayed.append(("Link", f"<{target.raw_path.decode('ascii')}>{link['rest']}"))
+    return relayed
+
+
+def _tls_context(registry: str, ca_file: Path | None) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"registry {registry}: cannot use the CA file {ca_file}: {error.strerror}") from error
+    return context

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One upstream registry: a request with its redirects and challenges, retries, and errors in words.
+
+Owns: how a single question gets its answer. What is asked, and what a good answer is worth, is `origin`'s.
+Invariants: Authorization goes to the registry's own scheme, host and port only; https is never left for
+http; error texts name servers, never paths or queries behind a redirect.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import httpx
+import trio
+
+from p2pdist.core.retry import RETRYABLE_STATUSES, backoff_s, parse_retry_after
+from p2pdist.errors import ConfigError, DeniedByOrigin, NotFoundAtOrigin, OriginError
+from p2pdist.net.origin_auth import Authenticator, Level, Shown
+from p2pdist.net.origin_transport import Answer, Transport, Unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from random import Random
+
+    from p2pdist.core.types import Repository
+    from p2pdist.net.credentials import CredentialSource
+    from p2pdist.net.origin_transport import Headers
+
+T = TypeVar("T")
+
+SMALL_BYTES_MAX = 64 * 1024
+"""How much of an error's or redirect's body is read to keep its connection."""
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_REDIRECTS_MAX = 5
+_EXCHANGES_MAX = 12
+_RETRY_AFTER_MAX_S = 30.0
+_CODE = re.compile(r"[A-Z][A-Z_]{0,39}")
+_COMMON_HEADERS = [(b"User-Agent", b"p2pdist"), (b"Accept-Encoding", b"identity")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """How long to wait, in seconds, and how often to try.
+
+    `manifest_s` and `fetch_s` bound a whole call with its retries: a runtime waits for the first, a lease
+    for the second. `location_s` is how long the place that a blob was redirected to is used without asking.
+    """
+
+    connect_s: float = 5.0
+    header_s: float = 15.0
+    stall_s: float = 15.0
+    manifest_s: float = 10.0
+    fetch_s: float = 300.0
+    tries: int = 4
+    backoff_s: float = 0.25
+    backoff_max_s: float = 8.0
+    location_s: float = 30.0
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a registry has cost: requests, bytes of bodies, retries, and calls that failed."""
+
+    requests: int = 0
+    bytes: int = 0
+    retries: int = 0
+    errors: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+class Upstream:
+    """One registry.
+
+    Args:
+        name: as runtimes name it; `base` is its URL.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base: httpx.URL,
+        transport: Transport,
+        credentials: CredentialSource | None,
+        deadlines: Deadlines,
+        rng: Random,
+    ) -> None:
+        self.name = name
+        self.counters = Counters()
+        self.auth = Authenticator(name, base, credentials, self.exchange)
+        self._base = base
+        self._transport = transport
+        self._deadlines = deadlines
+        self._rng = rng
+
+    def url(self, repository: Repository, rest: str) -> httpx.URL:
+        """Return the URL of something in a repository; both have been checked by the caller."""
+        path = f"{self._base.path.rstrip('/')}/v2/{repository.name}/{rest}"
+        return self._base.copy_with(raw_path=path.encode("ascii"))
+
+    def is_at(self, url: httpx.URL) -> bool:
+        """Return whether `url` is on the registry itself rather than where it redirects."""
+        return (url.scheme, url.host, url.port) == (self._base.scheme, self._base.host, self._base.port)
+
+    async def exchange(self, method: str, url: httpx.URL, headers: Headers, content: bytes = b"") -> Answer:
+        """Make one request and return its answer when the headers are here; the caller closes it.
+
+        Raises:
+            Unreachable, OriginError.
+        """
+        self.counters.requests += 1
+        headers = [(b"Host", url.netloc), *_COMMON_HEADERS, *headers]
+        if content:
+            headers.append((b"Content-Length", b"%d" % len(content)))
+        with trio.move_on_after(self._deadlines.header_s):
+            return await self._transport.send(method, url, headers, content)
+        raise Unreachable(f"no answer from {url.netloc.decode('ascii')} in {self._deadlines.header_s:g} s")
+
+    async def ask(
+        self, repository: Repository, method: str, url: httpx.URL, headers: Headers, *, content: bool = True
+    ) -> Answer:
+        """Return the answer behind redirects and challenges; the caller closes it.
+
+        Args:
+            content: whether a good answer shows that who asked may read the repository.
+
+        Raises:
+            Unreachable, OriginError: also a redirect that is not followed.
+        """
+        access = self.auth.access(repository)
+        tried: set[Level] = set()
+        shown: Shown | None = None
+        redirects = 0
+        for _ in range(_EXCHANGES_MAX):
+            ours = self.is_at(url)
+            if ours:
+                shown = await self.auth.shown(access)
+            extra = [] if shown is None or not ours else [(b"Authorization", shown.value.encode())]
+            answer = await self.exchange(method, url, [*headers, *extra])
+            try:
+                if answer.status in _REDIRECTS:
+                    redirects += 1
+                    url = self._redirected(answer, redirects)
+                    await answer.read(SMALL_BYTES_MAX)
+                    continue
+                if ours and answer.status in (401, 403, 429):
+                    await answer.read(SMALL_BYTES_MAX)
+                    if await self.auth.renew(access, answer, shown, tried):
+                        continue
+                elif content and answer.status < 300:
+                    access.succeeded(shown)
+            except BaseException:
+                await answer.aclose()
+                raise
+            return answer
+        raise OriginError(f"{self.name} redirects and challenges without end")
+
+    def _redirected(self, answer: Answer, count: int) -> httpx.URL:
+        try:
+            url = answer.url.join(answer.headers.get("location", "")).copy_with(fragment=None)
+        except httpx.InvalidURL:
+            raise OriginError(f"{answer.server} redirects to what is no URL", status_code=answer.status) from None
+        if count > _REDIRECTS_MAX:
+            raise OriginError(f"{self.name} redirects more than {_REDIRECTS_MAX} times", status_code=answer.status)
+        allowed = ("https", "http") if self._base.scheme == "http" else ("https",)
+        if url.scheme not in allowed or not url.host or url.userinfo:
+            message = f"{answer.server} redirects to another place without https; that is not followed"
+            raise OriginError(message, status_code=answer.status)
+        return url
+
+    async def expect(self, answer: Answer, repository: Repository, *statuses: int) -> None:
+        """Return where the answer's status is one of `statuses`, or read and close it and say what it means.
+
+        Raises:
+            NotFoundAtOrigin: 404, DeniedByOrigin: 401 and 403, OriginError: any other.
+        """
+        if answer.status in statuses:
+            return
+        code = _error_code(await answer.read(SMALL_BYTES_MAX)) if self.is_at(answer.url) else ""
+        said = f"HTTP {answer.status} {code}".rstrip()
+        if answer.status == 404:
+            raise NotFoundAtOrigin(f"not found at {answer.server} ({said})", status_code=404)
+        if answer.status in (401, 403):
+            raise DeniedByOrigin(self._denial(answer, repository, said), status_code=answer.status)
+        retry_after_s = parse_retry_after(answer.headers.get("retry-after", ""), time.time())
+        message = f"{answer.server} answered {said}"
+        raise OriginError(message, status_code=answer.status, retry_after_s=retry_after_s)
+
+    def _denial(self, answer: Answer, repository: Repository, said: str) -> str:
+        if not self.is_at(answer.url):
+            return f"{answer.server}, to which {self.name} redirects, refuses it ({said})"
+        if self.auth.access(repository).level >= Level.CREDENTIALS:
+            return f"{answer.server} refuses it to the credentials configured for {self.name} ({said})"
+        return f"{answer.server} refuses it without credentials, and none are configured for {self.name} ({said})"
+
+    async def retrying(self, what: str, once: Callable[[], Awaitable[T]], deadline_s: float) -> T:
+        """Return what `once` does, tried again after passing failures.
+
+        Args:
+            what: the image or blob, to begin the error's text with.
+            deadline_s: for all tries together.
+
+        Raises:
+            OriginError: the last try's, or that the deadline passed.
+        """
+        failure: OriginError | None = None
+        with trio.move_on_after(deadline_s) as scope:
+            for attempt in range(self._deadlines.tries):
+                try:
+                    return await once()
+                except OriginError as error:
+                    failure = error
+                wait_s = self._wait_s(failure, attempt)
+                last = attempt + 1 == self._deadlines.tries
+                if wait_s is None or last or trio.current_time() + wait_s >= scope.deadline:
+                    break
+                self.counters.retries += 1
+                await trio.sleep(wait_s)
+        self.counters.errors += 1
+        if failure is None or scope.cancelled_caught:
+            before = f" (before: {failure})" if failure else ""
+            raise OriginError(f"{what}: {self.name} did not deliver within {deadline_s:g} s{before}")
+        kind = OriginError if isinstance(failure, Unreachable) else type(failure)
+        message = f"{what}: {failure}"
+        raise kind(message, status_code=failure.status_code, retry_after_s=failure.retry_after_s) from failure
+
+    def _wait_s(self, failure: OriginError, attempt: int) -> float | None:
+        """Return how long to wait before the next try, or None where none would help."""
+        if not isinstance(failure, Unreachable) and failure.status_code not in RETRYABLE_STATUSES:
+            return None
+        wait_s = backoff_s(attempt, self._deadlines.backoff_s, self._deadlines.backoff_max_s, self._rng)
+        return max(wait_s, min(failure.retry_after_s or 0.0, _RETRY_AFTER_MAX_S))
+
+
+def parse_base_url(registry: str, text: str) -> httpx.URL:
+    """Return a registry's base URL, or raise ConfigError."""
+    problem = ConfigError(f"registry {registry}: {text[:200]!r} is not http(s)://HOST[:PORT][/PATH]")
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        raise problem from None
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+        raise problem
+    if url.userinfo:  # not quoted: it may hold a password
+        raise ConfigError(f"registry {registry}: no user or password in the URL; use a Docker credentials file")
+    return url
+
+
+def _error_code(body: bytes) -> str:
+    """Return the code of an OCI error body; its message stays unsaid, for it may quote what we sent."""
+    try:
+        code = json.loads(body)["errors"][0]["code"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return ""
+    return code if isinstance(code, str) and _CODE.fullmatch(code) else ""
