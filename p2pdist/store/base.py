@@ -18,7 +18,7 @@ import hashlib
 import os
 import threading
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from p2pdist.core.chunkmap import ChunkMap
@@ -26,6 +26,7 @@ from p2pdist.core.types import parse_digest
 from p2pdist.core.verify import checksum_of
 from p2pdist.errors import IntegrityError, StoreFullError
 from p2pdist.store.eviction import oldest, plan_eviction
+from p2pdist.store.files import translated
 from p2pdist.store.handles import ArrivingBlob, Keeper, OpenBlob
 from p2pdist.store.journal import recheck
 from p2pdist.store.sidecar import Sidecar
@@ -90,10 +91,11 @@ class BaseStore(ABC):
     def contains(self, digest: Digest) -> bool:
         return digest in self._whole
 
-    def digests(self) -> Iterator[Digest]:
+    def digests(self, *, public_only: bool = False) -> Iterator[Digest]:
         with self._lock:
-            latest_first = sorted(self._whole.values(), key=lambda entry: entry.last_used_s, reverse=True)
-        return (entry.digest for entry in latest_first)
+            chosen = [entry for entry in self._whole.values() if entry.public or not public_only]
+        chosen.sort(key=lambda entry: entry.last_used_s, reverse=True)
+        return (entry.digest for entry in chosen)
 
     def statistics(self) -> dict[str, int]:
         """Return what the port promises, and `partial_bytes`; partial blobs count as evicted too."""
@@ -127,7 +129,7 @@ class BaseStore(ABC):
         return None
 
     def start(self, digest: Digest, size_bytes: int, chunk_bytes: int) -> PartialBlob:
-        """As the port says. A blob that is here whole may arrive again; its commit replaces it.
+        """As the port says. A blob that is here whole may arrive again; its commit replaces it, and it stays public.
 
         Raises:
             ValueError: it is arriving already, or the sizes are impossible.
@@ -212,7 +214,11 @@ class BaseStore(ABC):
         return ArrivingBlob(entry.digest, cut, arrival.fd, arrival.notes, have, keeper)
 
     def _commit(self, entry: Entry, fd: int, sidecar: Sidecar) -> StoredBlob:
-        reader = os.dup(fd)
+        if (known := self._whole.get(entry.digest)) is not None and known.public:
+            sidecar = replace(sidecar, public=True)
+        entry.public = sidecar.public
+        with translated(f"open {entry.digest}"):
+            reader = os.dup(fd)
         try:
             self._with_room(1, lambda: self._place(entry.digest, sidecar, functools.partial(self._admit, entry)))
         except BaseException:
@@ -231,9 +237,12 @@ class BaseStore(ABC):
         self._touch(entry)
 
     def _leave(self, entry: Entry) -> None:
-        self._release(entry)
-        if not entry.whole and not entry.size_bytes:
-            self._discard(entry)
+        with self._lock:
+            entry.handles -= 1
+            self._touch(entry)
+            if not entry.whole and not entry.size_bytes:
+                self._drop(entry)
+        self._sweep()
 
     def _discard(self, entry: Entry) -> None:
         if entry.whole:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
@@ -63,7 +64,7 @@ def tiny_disk(require: Callable[[str, str], str]) -> Iterator[Path]:
     unshare = require("unshare", "util-linux")
     mount = "mount -t tmpfs -o size=2m,mode=0700 p2pdist-test /mnt && echo mounted && exec cat"
     with subprocess.Popen(
-        [unshare, "--user", "--map-root-user", "--mount", "sh", "-c", mount],
+        [unshare, *([] if os.geteuid() == 0 else ["--user", "--map-root-user"]), "--mount", "sh", "-c", mount],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -72,6 +73,6 @@ def tiny_disk(require: Callable[[str, str], str]) -> Iterator[Path]:
         assert keeper.stdout is not None
         if keeper.stdout.readline() != b"mounted\n":
             keeper.stdin.close()
-            pytest.skip("needs user namespaces: sysctl kernel.unprivileged_userns_clone=1")
+            pytest.skip("needs root or user namespaces: sysctl kernel.unprivileged_userns_clone=1")
         yield Path(f"/proc/{keeper.pid}/root/mnt")
         keeper.stdin.close()

@@ -370,6 +370,7 @@ def test_a_blob_that_is_here_may_arrive_again_and_readers_keep_theirs(store: Chu
     again = store.open(blob.digest)
     assert again is not None
     assert again.chunk_bytes == 700
+    assert again.public
     again.close()
     assert store.statistics()["blobs"] == 1
 
@@ -414,6 +415,17 @@ def test_what_was_added_public_once_stays_public(store: ChunkStore, first: bool,
     stored = store.open(blob.digest)
     assert stored is not None
     assert stored.public is public
+    stored.close()
+
+
+def test_what_is_here_is_not_replaced_by_adding_it_again(store: ChunkStore) -> None:
+    blob = content(1)
+    blob.store(store, media_type="first", public=True)
+    for public in (True, False):
+        store.add(blob.digest, blob.body, media_type="second", public=public)
+    stored = store.open(blob.digest)
+    assert stored is not None
+    assert (stored.media_type, stored.public) == ("first", True)
     stored.close()
 
 
@@ -559,8 +571,10 @@ def test_whatever_is_done_the_store_keeps_within_its_room_and_what_is_open_stays
         assert statistics["partial_blobs"] >= len(arriving)
         assert all(store.contains(reader.digest) for reader in readers)
     assert store.statistics()["evicted_blobs"] > 0
-    for handle in (*readers, *arriving.values()):
-        handle.close()
+    for reader in readers:
+        reader.close()
+    for partial in arriving.values():
+        partial.close()
     content(99, 20_000).store(store)
 
 
