@@ -40,14 +40,12 @@ def test_any_other_text_is_no_digest(text: str) -> None:
         parse_digest(text)
 
 
-@given(st.text(max_size=80))
+@given(st.text(max_size=2000).filter(lambda text: not text.startswith("sha256:")))
 def test_a_complaint_is_one_short_line(text: str) -> None:
-    for parse in (parse_digest, parse_peer_id):
-        try:
-            parse(text)
-        except InvalidInput as error:
-            assert "\n" not in str(error)
-            assert len(str(error)) < 1200
+    with pytest.raises(InvalidInput) as caught:
+        parse_digest(text)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1200
 
 
 @pytest.mark.parametrize("text", ["", HEX[:31], HEX[:33], HEX[:32].upper(), HEX[:31] + "g", HEX[:32] + "\n"])
