@@ -224,6 +224,15 @@ async def test_a_live_display_hears_of_the_sources_while_bytes_arrive(autojump_c
     assert display.splits[:2] == [Split(from_peers=5)] * 2
 
 
+async def test_the_live_watch_ends_with_the_last_blob(autojump_clock: MockClock) -> None:
+    mirror = FakeMirror()
+    mirror.add_image(LAYERS, tag="v1")
+    for digest in mirror.blobs:
+        mirror.splits[digest] = {"from_peers": 5}
+    with trio.fail_after(60):
+        await transfer(mirror, display=Watching())
+
+
 async def test_an_error_beside_the_live_watch_ends_the_pull(autojump_clock: MockClock) -> None:
     mirror = FakeMirror()
     mirror.add_image(LAYERS[:1], tag="v1")
