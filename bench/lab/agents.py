@@ -48,6 +48,10 @@ class Agent:
         self.process.check()
         return await http.get_status(self.host, self._admin("readyz"), timeout_s=_STATUS_TIMEOUT_S) == 200
 
+    async def wait_ready(self) -> None:
+        """Wait until the agent says that it is ready. Raises LabError."""
+        await _until(self.ready, _READY_TIMEOUT_S, self.process)
+
     async def status(self) -> dict[str, Any]:
         """Return what `/status` tells, {} where the agent does not answer in time."""
         return await http.get_json(self.host, self._admin("status"), timeout_s=_STATUS_TIMEOUT_S) or {}
@@ -88,12 +92,37 @@ async def start_agents(
     Raises:
         LabError: an agent ends or is not ready in time.
     """
-    found_by = ["--scheduler", f"{scheduler.address}:{_SCHEDULER_PORT}", "--no-mdns"] if scheduler else []
-    agents = [_start_agent(group, host, data, registry, found_by) for host in hosts]
+    agents = [start_agent(group, host, data, registry.base_url, found_by(scheduler)) for host in hosts]
     async with trio.open_nursery() as nursery:
         for agent in agents:
-            nursery.start_soon(_until, agent.ready, _READY_TIMEOUT_S, agent.process)
+            nursery.start_soon(agent.wait_ready)
     return agents
+
+
+def found_by(scheduler: Host | None) -> list[str]:
+    """Return an agent's flags for being found: by this scheduler alone, or by mDNS alone."""
+    return ["--scheduler", f"{scheduler.address}:{_SCHEDULER_PORT}", "--no-mdns"] if scheduler else []
+
+
+def start_agent(
+    group: ProcessGroup, host: Host, data: Path, origin_url: str, flags: Sequence[str], *, wrapper: Sequence[str] = ()
+) -> Agent:
+    """Start an agent, on the data directory that it had if it ran before, and do not wait for it.
+
+    Args:
+        data: holds the data directories.
+        origin_url: what REGISTRY_NAME stands for.
+        flags: further flags, such as `found_by`.
+        wrapper: a program that executes what follows it, in the place of itself.
+    """
+    listeners = [
+        *("--mirror-listen", f"{host.local_address}:{_MIRROR_PORT}"),
+        *("--peer-listen", f"{host.address}:{_PEER_PORT}"),
+        *("--admin-listen", f"{host.local_address}:{_ADMIN_PORT}"),
+    ]
+    place = ["--data-dir", str(data / f"agent-{host.name}"), "--registry", f"{REGISTRY_NAME}={origin_url}"]
+    command = [*wrapper, *_p2pdist("agent"), *listeners, *place, *flags]
+    return Agent(host, group.start(host, f"agent-{host.name}", command))
 
 
 async def wait_for_mesh(agents: Sequence[Agent]) -> int:
@@ -104,16 +133,6 @@ async def wait_for_mesh(agents: Sequence[Agent]) -> int:
             await trio.sleep(_POLL_S)
             fewest = min([len((await agent.status()).get("peers", [])) for agent in agents])
     return fewest
-
-
-def _start_agent(group: ProcessGroup, host: Host, data: Path, registry: Registry, found_by: list[str]) -> Agent:
-    listeners = [
-        *("--mirror-listen", f"{host.local_address}:{_MIRROR_PORT}"),
-        *("--peer-listen", f"{host.address}:{_PEER_PORT}"),
-        *("--admin-listen", f"{host.local_address}:{_ADMIN_PORT}"),
-    ]
-    place = ["--data-dir", str(data / f"agent-{host.name}"), "--registry", f"{REGISTRY_NAME}={registry.base_url}"]
-    return Agent(host, group.start(host, f"agent-{host.name}", [*_p2pdist("agent"), *listeners, *place, *found_by]))
 
 
 def _p2pdist(verb: str) -> list[str]:

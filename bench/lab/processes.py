@@ -46,6 +46,11 @@ class Process:
     def running(self) -> bool:
         return self._popen.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code, minus the number of the signal that ended it, or None while it runs."""
+        return self._popen.poll()
+
     def check(self) -> None:
         """Raise LabError with the end of the log if the process has ended."""
         code = self._popen.poll()
