@@ -23,7 +23,8 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from p2pdist import __version__
 from p2pdist.config import Address
 from p2pdist.core import events as ev
-from p2pdist.core.pull import PullMachine, PullSettings
+from p2pdist.core.pull import PullMachine
+from p2pdist.core.state import PullSettings
 from p2pdist.core.types import parse_peer_id
 from p2pdist.core.wire import VERSION, Hello, PeerAddress, Stored
 from p2pdist.errors import ConfigError, InvalidInput, PeerUnavailable, StoreError
@@ -86,7 +87,9 @@ class Agent:
         )
         self.peer_id = _identity(config.data_dir)
         rng = random.Random()
-        self.machine = PullMachine(self.peer_id, rng, PullSettings(upload_slots=config.upload_slots))
+        self.machine = PullMachine(
+            self.peer_id, rng, PullSettings(upload_slots=config.upload_slots, downloads=config.downloads)
+        )
         self.neighbourhood = Neighbourhood(
             self._hello, degree=config.degree, max_peers=min(config.max_connections, 4 * config.degree)
         )

@@ -19,8 +19,7 @@ import trio
 from p2pdist.arrival import Arrival, ArrivalReader, StoredReader
 from p2pdist.core import events as ev
 from p2pdist.core.chunkmap import ChunkMap, chunk_set
-from p2pdist.core.oci import parse_manifest
-from p2pdist.core.progress import MAX_WHOLE_BYTES
+from p2pdist.core.oci import MANIFEST_BYTES_MAX, parse_manifest
 from p2pdist.core.types import Manifest
 from p2pdist.core.verify import checksum_of
 from p2pdist.errors import (
@@ -107,7 +106,7 @@ class Puller:
         if blob is None:
             return None
         try:
-            if blob.size_bytes > MAX_WHOLE_BYTES:
+            if blob.size_bytes > MANIFEST_BYTES_MAX:
                 raise InvalidInput(f"{digest} has {blob.size_bytes} bytes: that is no manifest")
             return Manifest(digest, blob.media_type, blob.read(0, blob.size_bytes))
         finally:
@@ -331,10 +330,8 @@ class Puller:
                 self._exchange.chunk_in(blob, index, data, checksum_of(data))
         except (OriginError, IntegrityError, StoreError, InvalidInput) as error:
             final = isinstance(error, NotFoundAtOrigin | DeniedByOrigin | IntegrityError | InvalidInput)
-            pause_s = (error.retry_after_s or 1.0) if isinstance(error, OriginError) else 1.0
-            self._exchange.feed(
-                ev.FetchFailed(blob=blob, index=index, error=error, final=final, pause_s=0.0 if final else pause_s)
-            )
+            pause_s = (error.retry_after_s or 0.0) if isinstance(error, OriginError) else 0.0
+            self._exchange.feed(ev.FetchFailed(blob=blob, index=index, error=error, final=final, pause_s=pause_s))
 
     async def _read_origin(self, arrival: Arrival, index: int) -> memoryview:
         cut = arrival.chunks

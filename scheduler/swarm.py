@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from p2pdist.core.chunkmap import ChunkMap, from_bytes, lowest, members
+from p2pdist.core.lease import NEVER
 from p2pdist.core.wire import (
     Ask,
     Checksums,
@@ -58,6 +59,8 @@ RESETTLE_S = 1.0
 """After a start: members that were in mid-pull come back before anything that they may have is leased."""
 STALE_DONE_S = 10.0
 """A chunk reported missing this long after it was done is leased again, whoever is said to have it."""
+FAILED_PAUSE_S = 2.0
+"""An agent whose fetch failed gets no lease of that blob for so long: its own way to the origin may be broken."""
 SAMPLE = 8
 """Members looked at for a lease in a large swarm."""
 MAX_SWARMS = 20_000
@@ -94,6 +97,8 @@ class Swarm:
     done_bits: int = 0
     leases: dict[int, tuple[PeerId, float]] = field(default_factory=dict)
     leased_bits: int = 0
+    refused: dict[PeerId, float] = field(default_factory=dict)
+    """Members that gave a lease back, and until when none is given to them."""
     fresh: list[int] = field(default_factory=list)
     pushed_at: float = 0.0
 
@@ -282,6 +287,7 @@ class SchedulerState:
             return
         del member.swarms[blob]
         swarm.members.remove(peer)
+        swarm.refused.pop(peer, None)
         for index, (holder, _) in list(swarm.leases.items()):
             if holder == peer:
                 self._end_lease(swarm, index, peer)
@@ -328,7 +334,7 @@ class SchedulerState:
             for swarm in self.swarms.values():
                 while self._out_leases.get(swarm.registry, 0) < LEASES and self._paused.get(swarm.registry, 0.0) <= now:
                     pending = swarm.pending & 1 if first else swarm.pending
-                    peer = self._draw(swarm) if pending else None
+                    peer = self._draw(swarm, now) if pending else None
                     if peer is None:
                         break
                     index = lowest(pending)
@@ -341,13 +347,13 @@ class SchedulerState:
                     out.append((peer, Lease(swarm.blob, index, int(LEASE_S * 1000))))
         return out
 
-    def _draw(self, swarm: Swarm) -> PeerId | None:
+    def _draw(self, swarm: Swarm, now: float) -> PeerId | None:
         """Return the member to lease a chunk to: one without a lease, and of those one with few so far."""
         if not swarm.members:
             return None
         most = -(-LEASES // len(swarm.members))
         drawn = swarm.members if len(swarm.members) <= 2 * SAMPLE else self._rng.sample(swarm.members, SAMPLE)
-        free = [peer for peer in drawn if self.members[peer].leases < most]
+        free = [peer for peer in drawn if self.members[peer].leases < most and swarm.refused.get(peer, 0.0) <= now]
         if not free:
             return None
         fewest = min(self.members[peer].leased_ever for peer in free)
@@ -383,6 +389,7 @@ class SchedulerState:
         swarm = self.swarms.get(message.blob)
         if swarm is None or not self._end_lease(swarm, message.index, peer):
             return
+        swarm.refused[peer] = float("inf") if message.pause_ms == NEVER else now + FAILED_PAUSE_S
         if message.pause_ms > 0:
             self._paused[swarm.registry] = now + min(message.pause_ms, 30_000) / 1000
 

@@ -51,10 +51,12 @@ class Peer:
     downloads: dict[int, Download] = field(default_factory=dict)
     uploads: dict[int, Upload] = field(default_factory=dict)
     next_number: int = 1
-    parked_until: float = 0.0
-    """It has no room for a chunk; a Room ends this early."""
+    passed_until: float = 0.0
+    """It declined a grant, and is passed over until then; its Room ends this early."""
+    full: bool = False
+    """It declined for want of room; else for want of anything new: then our next gain ends it early too."""
     idle_at: int = -1
-    """Our gains when it last declined for want of anything new: no use asking before we gain more."""
+    """Our gains when it declined."""
     failures: int = 0
     down_bytes: int = 0
     up_bytes: int = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from p2pdist.core.chunkmap import ChunkMap, chunk_set, from_bytes, members, to_bytes
+from p2pdist.core.chunkmap import MIN_CHUNK_BYTES, ChunkMap, chunk_set, from_bytes, members, to_bytes
 from p2pdist.core.select import window_set
 from p2pdist.core.verify import Vouchers
 from p2pdist.core.wire import Share, unpack_checksums
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from p2pdist.core.types import Checksum, Digest, PeerId
 
-MAX_WHOLE_BYTES = 4 * 1024 * 1024
-"""Content of unknown size (manifests) is taken from a peer up to this size (OCI: registries' own limit)."""
+MAX_WHOLE_BYTES = MIN_CHUNK_BYTES
+"""Content of unknown size (a manifest) is taken from a peer up to this size: one chunk by any cut."""
 
 
 class Progress:
@@ -34,6 +34,8 @@ class Progress:
         self.registry = registry
         self.shared = shared
         self.wanted = wanted
+        self.whole = False
+        """Only the digest was known at the start: a manifest, which comes as one chunk."""
         self.media_type = ""
         self.chunks: ChunkMap | None = None
         self.have = 0
@@ -47,6 +49,8 @@ class Progress:
         """Which peer each chunk came from; absent: the origin, or an earlier run."""
         self.asked: dict[int, list[tuple[PeerId | None, float]]] = {}
         """Sources asked for each chunk in flight, and when."""
+        self.late: set[tuple[int, PeerId]] = set()
+        """Chunks given up for late, and the peers that may still send them."""
         self.held = 0
         """Chunks that some connected peer has."""
         self.holders: list[int] = []
@@ -161,17 +165,14 @@ class Progress:
         )
 
 
-def read_share(message: Share) -> tuple[ChunkMap | None, int, list[Checksum]]:
-    """Return the cut, the set of chunks and their checksums that a peer's Share tells.
+def read_share(message: Share, chunks: ChunkMap) -> tuple[int, list[Checksum]]:
+    """Return the set of chunks and their checksums that a peer's Share of a blob of this cut tells.
 
     Raises:
         RemoteProtocolError: the parts do not fit each other.
     """
-    if message.size_bytes < 0:
-        return None, 0, []
-    chunks = ChunkMap.of(message.size_bytes)
     try:
         bits = from_bytes(message.have, chunks.count)
     except ValueError as error:
         raise RemoteProtocolError(str(error)) from error
-    return chunks, bits, unpack_checksums(message.checksums, bits.bit_count())
+    return bits, unpack_checksums(message.checksums, bits.bit_count())

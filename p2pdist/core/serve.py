@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Upload slots: whom to offer a chunk to.
+"""Giving chunks to peers: upload slots, and whom to grant one.
 
 The sender decides whom to serve, the receiver which chunk, or none: a bound on the sender's queue
 without everybody rushing to the only holder of a new chunk. Of two random candidates the one that
@@ -11,50 +11,130 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from p2pdist.core.events import SendChunk
+from p2pdist.core.peerbook import Upload
+from p2pdist.core.wire import Decline, Grant, Refuse, Take
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from random import Random
 
     from p2pdist.core.peerbook import Peer
-    from p2pdist.core.progress import Progress
-    from p2pdist.core.types import Digest, PeerId
+    from p2pdist.core.state import SwarmState
 
 GRANT_TIMEOUT_S = 3.0
 """A grant that is not answered so long is taken back."""
 PARK_S = 1.0
-"""How long a peer without room is passed over, unless its Room comes first."""
+"""How long a peer that declined is passed over, unless its Room comes or we gain something first."""
 UPLOAD_TIMEOUT_S = 60.0
 """A slot is freed after this in any case; the link's own stall deadline is shorter."""
 PER_PEER = 2
 """Grants to one peer at a time: the second hides the round trip of the first."""
 
 
-def need(peer: Peer, blobs: Mapping[Digest, Progress]) -> int:
-    """Return how many chunks we could give this peer."""
-    total = 0
-    for blob in peer.wants:
-        progress = blobs.get(blob)
-        if progress is not None and progress.offered:
-            total += peer.lacks(blob, progress.offered).bit_count()
-    return total
+class Giving:
+    """The upload slots of one agent. At most `settings.upload_slots` are in use."""
 
+    def __init__(self, state: SwarmState) -> None:
+        self.slots_used = 0
+        self._state = state
 
-def candidates(
-    peers: Mapping[PeerId, Peer], blobs: Mapping[Digest, Progress], gains: int, now: float
-) -> list[tuple[int, Peer]]:
-    """Return the peers that a grant may go to, each with the number of chunks that it lacks."""
-    found = []
-    for peer in peers.values():
-        if not peer.wants or len(peer.uploads) >= PER_PEER or peer.parked_until > now or peer.idle_at == gains:
-            continue
-        lacks = need(peer, blobs)
-        if lacks > sum(upload.blob is None for upload in peer.uploads.values()):
-            found.append((lacks, peer))
-    return found
+    def grant(self) -> None:
+        """Offer free slots."""
+        state = self._state
+        while self.slots_used < state.settings.upload_slots:
+            found = self._candidates()
+            if not found:
+                return
+            peer = choose(found, state.rng)
+            number = peer.number()
+            peer.uploads[number] = Upload(state.now)
+            self.slots_used += 1
+            state.counters.grants += 1
+            state.answer(peer, Grant(number))
+
+    def _candidates(self) -> list[tuple[int, Peer]]:
+        """Return the peers that a grant may go to, each with the number of chunks that it lacks."""
+        state, found = self._state, []
+        for peer in state.book.peers.values():
+            if not peer.wants or len(peer.uploads) >= PER_PEER:
+                continue
+            if peer.passed_until > state.now and (peer.full or peer.idle_at == state.gains):
+                continue
+            lacks = self._need(peer)
+            if lacks > sum(upload.blob is None for upload in peer.uploads.values()):
+                found.append((lacks, peer))
+        return found
+
+    def _need(self, peer: Peer) -> int:
+        """Return how many chunks we could give this peer."""
+        total, blobs = 0, self._state.blobs
+        for blob in peer.wants:
+            progress = blobs.get(blob)
+            if progress is not None and progress.offered:
+                total += peer.lacks(blob, progress.offered).bit_count()
+        return total
+
+    def taken(self, peer: Peer, message: Take) -> None:
+        """Serve a grant's chunk, or refuse it where it is not ours to give (any more)."""
+        state = self._state
+        upload = peer.uploads.get(message.number)
+        if upload is None or upload.blob is not None:
+            state.send(peer, Refuse(message.number))
+            return
+        progress = state.blobs.get(message.blob)
+        if progress is None or not progress.shared or not progress.offered >> message.index & 1:
+            self.free(peer, message.number)
+            state.send(peer, Refuse(message.number))
+            self.grant()
+            return
+        upload.blob, upload.index, upload.since = message.blob, message.index, state.now
+        state.out.append(SendChunk(peer=peer.peer_id, number=message.number, blob=message.blob, index=message.index))
+
+    def declined(self, peer: Peer, message: Decline) -> None:
+        state = self._state
+        state.counters.declines += 1
+        peer.passed_until = state.now + PARK_S
+        peer.full, peer.idle_at = message.full, state.gains
+        self.free(peer, message.number)
+        self.grant()
+
+    def has_room(self, peer: Peer) -> None:
+        peer.passed_until = 0.0
+        self.grant()
+
+    def sent(self, peer: Peer, number: int) -> None:
+        """Count a chunk that has left, and use its slot again."""
+        state, upload = self._state, peer.uploads.get(number)
+        if upload is not None and upload.blob is not None:
+            progress = state.blobs.get(upload.blob)
+            if progress is not None and progress.chunks is not None:
+                size = progress.chunks.length(upload.index)
+                state.counters.to_peers += size
+                peer.up_bytes += size
+        self.free(peer, number)
+        self.grant()
+
+    def free(self, peer: Peer, number: int) -> None:
+        if peer.uploads.pop(number, None) is not None:
+            self.slots_used -= 1
+
+    def lost(self, peer: Peer) -> None:
+        self.slots_used -= len(peer.uploads)
+        peer.uploads.clear()
+
+    def expire(self, peer: Peer) -> None:
+        """Take back slots that the peer does not use."""
+        now = self._state.now
+        for number, upload in list(peer.uploads.items()):
+            if upload.blob is None and now - upload.since > GRANT_TIMEOUT_S:
+                peer.passed_until, peer.full = now + PARK_S, True
+                self.free(peer, number)
+            elif now - upload.since > UPLOAD_TIMEOUT_S:
+                self.free(peer, number)
 
 
 def choose(found: list[tuple[int, Peer]], rng: Random) -> Peer:
-    """Return one of the candidates: the one without a grant first, then the needier of two drawn at random."""
+    """Return one of the candidates: those without a grant first, then the needier of two drawn at random."""
     fresh = [entry for entry in found if not entry[1].uploads] or found
     first = fresh[int(rng.random() * len(fresh))]
     second = fresh[int(rng.random() * len(fresh))]

@@ -195,7 +195,10 @@ class Done(Message):
 
 @dataclass(frozen=True, slots=True)
 class Failed(Message):
-    """To the scheduler: the lease is given back, and the origin should be left alone for so long."""
+    """To the scheduler: the lease is given back, and the origin should be left alone for so long.
+
+    `pause_ms` -1: this agent will never get the blob from the origin; lease it to others.
+    """
 
     CODE: ClassVar[int] = 23
     blob: Digest

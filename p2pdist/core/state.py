@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the parts of the pull state machine share: blobs, peers, the clock, and the commands so far.
+
+Owned by PullMachine (core/pull.py); taking, giving and leasing each work on it. Holds no policy of its
+own but what all parts need: telling peers what is new.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from p2pdist.core.events import Send
+from p2pdist.core.peerbook import PeerBook
+from p2pdist.core.wire import Have, pack_indices
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from p2pdist.core.events import Command
+    from p2pdist.core.peerbook import Peer
+    from p2pdist.core.progress import Progress
+    from p2pdist.core.types import Digest, PeerId
+    from p2pdist.core.wire import Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullSettings:
+    upload_slots: int = 4
+    downloads: int = 6
+    """Chunks on their way from peers at a time: a little more than slots, to fill the gaps between."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """Bytes and chunks since the start."""
+
+    from_peers: int = 0
+    from_origin: int = 0
+    to_peers: int = 0
+    duplicate: int = 0
+    corrupt_chunks: int = 0
+    late_chunks: int = 0
+    grants: int = 0
+    declines: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class SwarmState:
+    """One agent's view of all its swarms."""
+
+    peer_id: PeerId
+    rng: Random
+    settings: PullSettings
+    blobs: dict[Digest, Progress] = field(default_factory=dict)
+    book: PeerBook = field(default_factory=PeerBook)
+    counters: Counters = field(default_factory=Counters)
+    now: float = 0.0
+    out: list[Command] = field(default_factory=list)
+    scheduled: bool = False
+    """Whether a scheduler is connected: then it leases, otherwise rendezvous hashing does."""
+    gains: int = 0
+    """Grows whenever this agent has something new to give."""
+    arrived_at: float = 0.0
+    """When the last chunk arrived, of any blob and from anywhere."""
+    _wanted: list[Progress] | None = None
+
+    def wanted(self) -> list[Progress]:
+        """Return the pulls that go on, in the order started."""
+        if self._wanted is None:
+            self._wanted = [progress for progress in self.blobs.values() if progress.wanted]
+            self._wanted.sort(key=lambda progress: progress.order)
+        return self._wanted
+
+    def wanted_changed(self) -> None:
+        self._wanted = None
+
+    def send(self, peer: Peer, message: Message) -> None:
+        self.out.append(Send(peer=peer.peer_id, message=message))
+
+    def answer(self, peer: Peer, message: Message) -> None:
+        """Send a message about chunks: the peer decides on it, so it hears first what is new here."""
+        self.tell_haves(peer)
+        self.send(peer, message)
+
+    def share_with(self, peer: Peer, progress: Progress, *, reply: bool) -> None:
+        """Tell a peer our part in a blob's swarm; from then on it is told of what we gain."""
+        peer.cursors[progress.blob] = len(progress.log)
+        self.send(peer, progress.share(reply=reply))
+
+    def tell_haves(self, peer: Peer) -> None:
+        """Bring a peer up to date on the blobs that it takes part in."""
+        for blob, cursor in peer.cursors.items():
+            progress = self.blobs.get(blob)
+            if progress is None or cursor >= len(progress.log):
+                continue
+            fresh = progress.log[cursor:]
+            peer.cursors[blob] = len(progress.log)
+            self.send(peer, Have(blob, pack_indices(fresh), b"".join(progress.own[index] for index in fresh)))
+
+    def offer(self, progress: Progress, index: int) -> None:
+        """Let a chunk be given away, if it is here and vouched for."""
+        if progress.offer(index):
+            self.gains += 1

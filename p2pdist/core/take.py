@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking chunks from peers: which chunk to use a grant for, how many at a time, and until when to wait.
+
+A grant is answered at once: Take for the chunk that suits best, Decline where there is no room or
+nothing new. Who was declined for want of room is told when there is some.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p2pdist.core.chunkmap import members
+from p2pdist.core.events import TakeChunk
+from p2pdist.core.peerbook import Download
+from p2pdist.core.select import rarest
+from p2pdist.core.wire import Cancel, Decline, Room
+from p2pdist.errors import RemoteProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from p2pdist.core.peerbook import Peer
+    from p2pdist.core.progress import Progress
+    from p2pdist.core.state import SwarmState
+    from p2pdist.core.types import Digest, PeerId
+
+DEADLINE_S = 10.0
+"""For the first chunk from a peer; later DEADLINE_FACTOR times what chunks take lately, at least MIN_DEADLINE_S."""
+MIN_DEADLINE_S = 2.0
+DEADLINE_FACTOR = 8
+DUPLICATE_FACTOR = 3
+"""In the endgame, a chunk that has been on its way this many usual times may be taken a second time."""
+CALLED = 2
+"""Holders told that a chunk is to be had from them after all."""
+
+
+class Taking:
+    """The downloads of one agent. At most `settings.downloads` chunks are on their way from peers."""
+
+    def __init__(self, state: SwarmState, fetching: Callable[[], int]) -> None:
+        self._state = state
+        self._fetching = fetching
+        self._downloads = 0
+        self._chunk_s = 0.0
+        self._waiting: dict[PeerId, None] = {}
+
+    def _room(self) -> int:
+        # A node that fetches from the origin takes less from peers, or its origin flow starves (SWARM lesson 4).
+        return self._state.settings.downloads - self._downloads - min(self._fetching(), 1)
+
+    def granted(self, peer: Peer, number: int) -> None:
+        """Answer a grant.
+
+        Raises:
+            RemoteProtocolError: its number is in use.
+        """
+        state = self._state
+        if number in peer.downloads:
+            raise RemoteProtocolError(f"grant {number} given twice")
+        if self._room() <= 0:
+            self._waiting[peer.peer_id] = None
+            state.answer(peer, Decline(number, True))
+            return
+        picked = self._pick(peer)
+        if picked is None:
+            state.answer(peer, Decline(number, False))
+            return
+        progress, index = picked
+        wait_s = max(MIN_DEADLINE_S, DEADLINE_FACTOR * self._chunk_s) if self._chunk_s else DEADLINE_S
+        peer.downloads[number] = Download(progress.blob, index, state.now, state.now + wait_s)
+        progress.ask(index, peer.peer_id, state.now)
+        self._downloads += 1
+        state.tell_haves(peer)
+        state.out.append(TakeChunk(peer=peer.peer_id, number=number, blob=progress.blob, index=index))
+
+    def _pick(self, peer: Peer) -> tuple[Progress, int] | None:
+        """Return the chunk to take from this peer: in a window first, then the rarest of the pool."""
+        rng = self._state.rng
+        best: tuple[Progress, int] | None = None
+        for progress in self._state.wanted():
+            free = peer.shared.get(progress.blob, 0) & ~(progress.have | progress.inflight)
+            if not free:
+                continue
+            urgent = free & progress.window
+            if urgent:
+                return progress, rarest(urgent, progress.holders, rng)
+            index = rarest(free, progress.holders, rng)
+            if best is None or progress.holders[index] < best[0].holders[best[1]]:
+                best = progress, index
+        return best or self._pick_again(peer)
+
+    def _pick_again(self, peer: Peer) -> tuple[Progress, int] | None:
+        """Return a chunk that is on its way already, but for long (the endgame), or None."""
+        patience_s = max(DUPLICATE_FACTOR * self._chunk_s, MIN_DEADLINE_S / 2)
+        for progress in self._state.wanted():
+            for index in members(peer.shared.get(progress.blob, 0) & ~progress.have):
+                asked = progress.asked.get(index, [])
+                if len(asked) == 1 and asked[0][0] != peer.peer_id and self._state.now - asked[0][1] > patience_s:
+                    return progress, index
+        return None
+
+    def arrived(self, peer: Peer, number: int, size: int) -> None:
+        """Note that a chunk is whole, right or wrong."""
+        download = peer.downloads.get(number)
+        if download is not None:
+            taken_s = self._state.now - download.since
+            self._chunk_s = taken_s if not self._chunk_s else 0.8 * self._chunk_s + 0.2 * taken_s
+        peer.down_bytes += size
+        peer.failures = 0
+        self.end(peer, number)
+        self.make_room()
+
+    def end(self, peer: Peer, number: int) -> Download | None:
+        """Wait for this chunk no more; return what was waited for."""
+        download = peer.downloads.pop(number, None)
+        if download is None:
+            return None
+        progress = self._state.blobs.get(download.blob)
+        if download.late:
+            if progress is not None:
+                progress.late.discard((download.index, peer.peer_id))
+        else:
+            self._downloads -= 1
+            if progress is not None:
+                progress.unask(download.index, peer.peer_id)
+        return download
+
+    def cancel(self, peer: Peer, blob: Digest, index: int | None = None) -> None:
+        """Call off chunks of a blob that are on their way from a peer: one, or all."""
+        for number, download in list(peer.downloads.items()):
+            if download.blob == blob and index in (None, download.index):
+                self.end(peer, number)
+                self._state.send(peer, Cancel(number))
+
+    def cancel_copies(self, progress: Progress, index: int) -> None:
+        """Call off other copies of a chunk that is here now."""
+        sources = [source for source, _ in progress.asked.get(index, [])]
+        sources += [source for late, source in progress.late if late == index]
+        for source in sources:
+            peer = self._state.book.peers.get(source) if source is not None else None
+            if peer is not None:
+                self.cancel(peer, progress.blob, index)
+
+    def refused(self, peer: Peer, number: int) -> None:
+        """Take in that a chunk will not come: the peer does not have it (any more)."""
+        download = self.end(peer, number)
+        if download is None:
+            return
+        progress, bit = self._state.blobs.get(download.blob), 1 << download.index
+        shared = peer.shared.get(download.blob, 0)
+        if progress is not None and progress.wanted and shared & bit:
+            peer.shared[download.blob] = shared & ~bit
+            others = (other.shared.get(download.blob, 0) for other in self._state.book.peers.values())
+            progress.drop_holder(bit, others)
+            self.call_for(progress, download.index)
+        self.make_room()
+
+    def expire(self, peer: Peer) -> None:
+        """Count as late what has not come in time; its bytes may still come and are welcome."""
+        state = self._state
+        for download in list(peer.downloads.values()):
+            if download.late or download.deadline > state.now:
+                continue
+            download.late = True
+            self._downloads -= 1
+            state.counters.late_chunks += 1
+            peer.failures += 1
+            progress = state.blobs.get(download.blob)
+            if progress is not None:
+                progress.unask(download.index, peer.peer_id)
+                progress.late.add((download.index, peer.peer_id))
+                self.call_for(progress, download.index)
+
+    def lost(self, peer: Peer) -> None:
+        """Forget a peer, and look elsewhere for what was on its way from it."""
+        self._waiting.pop(peer.peer_id, None)
+        for number in list(peer.downloads):
+            download = self.end(peer, number)
+            progress = self._state.blobs.get(download.blob) if download is not None else None
+            if download is not None and progress is not None:
+                self.call_for(progress, download.index)
+        self.make_room()
+
+    def call_for(self, progress: Progress, index: int) -> None:
+        """Ask some holders of a chunk, who may have been told that we need nothing, to grant again."""
+        holders = [
+            peer
+            for peer in self._state.book.peers.values()
+            if peer.shared.get(progress.blob, 0) >> index & 1 and not peer.downloads
+        ]
+        for peer in self._state.rng.sample(holders, min(CALLED, len(holders))):
+            self._state.answer(peer, Room())
+
+    def make_room(self) -> None:
+        """Tell peers whose grants were declined for want of room that there is some now."""
+        free = self._room()
+        while free > 0 and self._waiting:
+            peer_id = next(iter(self._waiting))
+            del self._waiting[peer_id]
+            peer = self._state.book.peers.get(peer_id)
+            if peer is not None and self._pick(peer) is not None:
+                self._state.answer(peer, Room())
+                free -= 1
