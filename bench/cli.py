@@ -29,7 +29,7 @@ _DIRECTORY = click.Path(file_okay=False, path_type=Path)
 @click.command()
 @click.option("--nodes", type=_NODES, default=8, show_default=True, help="Nodes that pull at once.")
 @click.option("--link-mbit", type=_MBIT, default=100.0, show_default=True, help="Each link, Mbit/s both ways.")
-@click.option("--image-mib", type=_MIB, default=100, show_default=True, help="About the size of the image, MiB.")
+@click.option("--image-mib", type=_MIB, default=80, show_default=True, help="About the size of the image, MiB.")
 def demo(nodes: int, link_mbit: float, image_mib: int) -> None:
     """Show p2pdist at work: one image to all nodes of a small cluster on this machine, next to direct pulls.
 

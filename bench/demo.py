@@ -41,7 +41,7 @@ async def show(demo: Demo, console: Console) -> bool:
     Raises:
         LabError: a part of it does not come up.
     """
-    console.print(_opening(demo), highlight=False)
+    console.print(_opening(demo), "Setting up …", sep="\n", highlight=False)
     async with open_stage(demo.shape, shaped=demo.loopback_reason is None) as stage:
         image = await _prepare(stage, console)
         console.print(f"\nStarting a scheduler and {demo.shape.nodes} agents …", highlight=False)

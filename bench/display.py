@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bench.lab.pullers import Pull
 
 _REFRESH_S = 0.2
-_LINE_EVERY_S = 2.0
+_LINE_EVERY_S = 5.0
 _STATUS_EVERY_S = 0.5
 _BAR_WIDTH = 30
 MIB = 1 << 20
@@ -94,7 +94,7 @@ def _state(pull: Pull, rollout: Rollout) -> str:
     if pull.error:
         return f"[red]{pull.error[:60]}[/]"
     if pull.finished_s is not None:
-        return f"[green]right after {pull.finished_s - rollout.started_s:.1f} s[/]"
+        return f"[green]✓ all digests right, {pull.finished_s - rollout.started_s:.1f} s[/]"
     return ""
 
 

@@ -34,7 +34,7 @@ OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 REF_NAME = "org.opencontainers.image.ref.name"
 
 MACHINE_ROOTS = (Path("/usr/lib"), Path("/usr/share"), Path("/usr/bin"))
-_FILE_MAX_BYTES = 8 << 20
+_FILE_MAX_BYTES = 4 << 20
 """Larger files are left out, so that layers end near the wanted size."""
 
 _TAR_BLOCK_BYTES = 512

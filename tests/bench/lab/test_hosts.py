@@ -76,14 +76,14 @@ import os
 from bench.lab.errors import LabError
 from bench.lab.hosts import Link, namespace_lab
 try:
-    with namespace_lab({"a": Link(1), "b": Link(float("nan"))}):
+    with namespace_lab({"a": Link(1), "b/c": Link(1)}):
         print("built")
 except LabError as error:
     print(error)
 print(os.getpid(), [name for name in os.listdir("/run/netns") if f"-{os.getpid()}-" in name])
 """
     refused, left = run_in_lab(code).splitlines()
-    assert refused.startswith("tc refused to build the lab's network")
+    assert refused.startswith("ip refused to build the lab's network")
     assert left.endswith("[]")
 
 
