@@ -54,16 +54,16 @@ class FakeBlob:
 
 
 class FakeReader:
-    """A BlobReader over a file in memory."""
+    """A BlobReader over a file in memory, or over the given file, which it then owns."""
 
-    def __init__(self, blob: FakeBlob) -> None:
+    def __init__(self, blob: FakeBlob, file: int | None = None) -> None:
         self.size_bytes = blob.size_bytes
         self.blob = blob
         self.closed = trio.Event()
         self.waiting = trio.Event()
         """Set when a wait for bytes began that are not there."""
         self.cancelled = False
-        self._file = os.memfd_create("fake-blob")
+        self._file = os.memfd_create("fake-blob") if file is None else file
         os.pwrite(self._file, blob.data, 0)
 
     async def available(self, start: int, stop: int) -> int:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
 from typing import TYPE_CHECKING
 
@@ -14,13 +16,13 @@ from p2pdist.errors import ConfigError, PullFailed
 from p2pdist.net.http_messages import CLIENT_LEFT, Exchange, FileBody, Limits, Request, Response
 from p2pdist.net.http_server import open_listeners
 from tests.fakes import FakeBlob, FakeReader
-from tests.http_client import Incomplete, request, start_server
+from tests.http_client import Client, Incomplete, request, start_server
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from p2pdist.net.http_server import HttpServer
-    from tests.http_client import Client
 
     Connect = Callable[[int], Awaitable[Client]]
 
@@ -36,6 +38,7 @@ class Echo:
         self.exchanges: list[Exchange] = []
         self.readers: list[FakeReader] = []
         self.blob = FakeBlob(bytes(range(256)) * (LARGE_BYTES // 256))
+        self.file: int | None = None
         self.entered = trio.Event()
         self.cancelled = trio.Event()
         self._ended = trio.Event()
@@ -52,7 +55,7 @@ class Echo:
                 finally:
                     self.cancelled.set()
             case "/file":
-                self.readers.append(FakeReader(self.blob))
+                self.readers.append(FakeReader(self.blob, self.file))
                 return Response(200, (), FileBody(self.readers[-1], 0, self.blob.size_bytes), "file")
         return Response(200, (("X-Kind", "echo"),), request.target.encode(), "echo")
 
@@ -205,6 +208,18 @@ async def test_a_file_arrives_byte_for_byte_and_its_reader_is_closed(connect: Co
     assert application.readers[0].closed.is_set()
 
 
+async def test_a_file_that_is_only_on_disk_arrives_too(nursery: trio.Nursery, connect: Connect, tmp_path: Path) -> None:
+    application, _, port = await serve(nursery)
+    application.file = os.open(tmp_path / "blob", os.O_RDWR | os.O_CREAT)
+    os.pwrite(application.file, application.blob.data, 0)
+    client = await connect(port)
+    await client.send(request("/file"))
+    _, reading = await client.start()
+    os.fsync(application.file)
+    os.posix_fadvise(application.file, 0, 0, os.POSIX_FADV_DONTNEED)
+    assert await client.rest(reading) == application.blob.data
+
+
 async def test_a_file_is_sent_while_it_arrives(connect: Connect, nursery: trio.Nursery) -> None:
     application, _, port = await serve(nursery)
     application.blob.arrived_bytes = 1000
@@ -338,6 +353,22 @@ async def test_two_hundred_slow_clients_do_not_keep_others_waiting(connect: Conn
     assert server.statistics()["connections"] == 201
     for client in slow:
         client.stream.socket.close()
+
+
+async def test_a_server_out_of_file_descriptors_goes_on_when_it_has_some_again(nursery: trio.Nursery) -> None:
+    _, _, port = await serve(nursery)
+    with trio.socket.socket() as raw:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        first_free = os.dup(0)
+        os.close(first_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, limits[1]))
+        try:
+            await raw.connect(("127.0.0.1", port))
+            await trio.testing.wait_all_tasks_blocked()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        client = Client(trio.SocketStream(raw))
+        assert (await client.get("/a")).body == b"/a"
 
 
 async def test_a_full_server_takes_the_next_client_when_one_ends(connect: Connect, nursery: trio.Nursery) -> None:
