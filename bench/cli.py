@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NODES = click.IntRange(2, 200)
+_NODES = click.IntRange(1, 200)
 _MBIT = click.FloatRange(1, 100_000)
 _MIB = click.IntRange(1, 64 << 10)
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -107,6 +107,17 @@ def rollout(
         loopback_reason=reason,
     )
     sys.exit(0 if _run(partial(rollouts, plan, _console())) else 1)
+
+
+@bench.command()
+@click.option("--image-mib", type=_MIB, default=1024, show_default=True, help="Size of the blob, MiB.")
+@click.option("--runs", type=click.IntRange(1, 20), default=3, show_default=True, help="Warm runs.")
+@click.option("--json", "json_file", type=_FILE, help="Write the figures as one JSON object.")
+def node(image_mib: int, runs: int, json_file: Path | None) -> None:
+    """Measure one agent without peers on loopback: a cold pull, warm pulls, first byte, memory; next to nginx."""
+    from bench.node import measure
+
+    sys.exit(0 if _run(partial(measure, image_mib, runs, json_file, _console())) else 1)
 
 
 def _run(main: Callable[[], Awaitable[T]]) -> T:

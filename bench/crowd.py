@@ -26,7 +26,7 @@ from bench.results import AgentRecord, NodeRecord, Result, summarize
 from bench.systems import DIRECT, start_system
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 
     from bench.lab.agents import Agent
     from bench.lab.hosts import Host, Lab
@@ -93,6 +93,14 @@ class Outcome:
 
     result: Result
     logs: Mapping[str, str]
+
+    def problems(self) -> Iterator[str]:
+        """Yield what was wrong, in lines for a person."""
+        if note := self.result.run.get("note"):
+            yield f"{self.result.system}: {note}"
+        yield from self.result.errors
+        for name, tail in self.logs.items():
+            yield f"--- last lines of {name} ---\n{tail}"
 
 
 async def watch_nothing(_: Rollout) -> None:

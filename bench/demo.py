@@ -11,7 +11,6 @@ from rich.table import Table
 from bench.crowd import REPOSITORY, open_stage, run_rollout
 from bench.display import MIB, Display
 from bench.lab.images import make_machine_image
-from bench.rollout import problems
 from bench.systems import DIRECT, P2PDIST
 
 if TYPE_CHECKING:
@@ -51,11 +50,12 @@ async def show(demo: Demo, console: Console) -> bool:
             outcomes.append(await run_rollout(stage, system, image, label=system, watch=display.watch))
             console.print()
     for outcome in outcomes:
-        for line in problems(outcome):
+        for line in outcome.problems():
             console.print(line, markup=False, highlight=False)
     swarm, direct = (outcome.result for outcome in outcomes)
-    console.print(closing_table(direct, swarm))
-    console.print(verdict(direct, swarm), highlight=False)
+    shaped = demo.loopback_reason is None
+    console.print(closing_table(direct, swarm, shaped=shaped))
+    console.print(verdict(direct, swarm, shaped=shaped), highlight=False)
     return not (swarm.failed_pulls or direct.failed_pulls)
 
 
@@ -65,11 +65,15 @@ async def _prepare(stage: Stage, console: Console) -> Image:
     stage.registry.push(image, REPOSITORY)
     console.print(
         f"Image: {image.pull_bytes / MIB:.1f} MiB of this machine's own files in {len(image.layers)} layers\n"
-        f"Registry: {stage.registry.kind}; files on {'tmpfs' if stage.space.on_tmpfs else 'disk'}\n"
-        f"One TCP flow over a link gets {stage.goodput_bytes_per_s * 8 / 1e6:.1f} Mbit/s: "
-        f"no node can have the image in less than {image.pull_bytes / stage.goodput_bytes_per_s:.1f} s",
+        f"Registry: {stage.registry.kind}; files on {'tmpfs' if stage.space.on_tmpfs else 'disk'}",
         highlight=False,
     )
+    if stage.lab.shaped:
+        console.print(
+            f"One TCP flow over a link gets {stage.goodput_bytes_per_s * 8 / 1e6:.1f} Mbit/s: "
+            f"no node can have the image in less than {image.pull_bytes / stage.goodput_bytes_per_s:.1f} s",
+            highlight=False,
+        )
     return image
 
 
@@ -105,29 +109,39 @@ _ROWS: Sequence[tuple[str, Callable[[Result], str]]] = (
     ("first node had it after", lambda result: _seconds(result.first_s)),
     ("first byte of a blob, p50", lambda result: _seconds(result.ttfb_p50_s)),
     ("out of the registry", _egress),
+)
+_BOUND_ROWS: Sequence[tuple[str, Callable[[Result], str]]] = (
     ("bound: image over one link", lambda result: _seconds(result.bound_s)),
     ("last node ÷ bound", _ratio),
 )
 
 
-def closing_table(direct: Result, swarm: Result) -> Table:
-    """Return the two rollouts next to each other, and the physical bound."""
+def closing_table(direct: Result, swarm: Result, *, shaped: bool) -> Table:
+    """Return the two rollouts next to each other and, where links are shaped, the physical bound."""
     table = Table(title=f"{swarm.image_bytes / MIB:.1f} MiB to {swarm.nodes} nodes")
     table.add_column("")
     table.add_column("from the registry", justify="right")
     table.add_column("p2pdist", justify="right", style="bold")
-    for name, cell in _ROWS:
+    for name, cell in (*_ROWS, *(_BOUND_ROWS if shaped else ())):
         table.add_row(name, cell(direct), cell(swarm))
     return table
 
 
-def verdict(direct: Result, swarm: Result) -> str:
-    """Return the closing table in a sentence."""
+def verdict(direct: Result, swarm: Result, *, shaped: bool) -> str:
+    """Return the closing table in a few sentences."""
     failed = swarm.failed_pulls + direct.failed_pulls
     if failed or swarm.last_s is None or direct.last_s is None:
         return f"[red]{failed} of {swarm.nodes + direct.nodes} pulls failed.[/]"
-    return (
-        f"All {swarm.nodes} nodes had the image after [bold]{swarm.last_s:.1f} s[/] in the place of "
-        f"{direct.last_s:.1f} s, and the registry sent it [bold]{swarm.origin_egress_ratio:.2f}[/] times "
+    egress = (
+        f"the registry sent the image [bold]{swarm.origin_egress_ratio:.2f}[/] times "
         f"in the place of {direct.origin_egress_ratio:.2f}. Every digest was checked."
     )
+    if not shaped:
+        return f"All {swarm.nodes} nodes had the image, and {egress}"
+    said = (
+        f"All {swarm.nodes} nodes had the image after [bold]{swarm.last_s:.1f} s[/] in the place of "
+        f"{direct.last_s:.1f} s, and {egress}"
+    )
+    if swarm.void:
+        said += f"\n(This machine's CPU was {1 - swarm.idle_cpu_ratio:.0%} busy and set the pace; try fewer nodes.)"
+    return said

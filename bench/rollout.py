@@ -20,7 +20,7 @@ from bench.systems import P2PDIST
 from p2pdist import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.console import Console
 
@@ -114,20 +114,10 @@ def _report(plan: Plan, outcome: Outcome, console: Console) -> None:
     if plan.json_file:
         with plan.json_file.open("a") as file:
             file.write(json.dumps(outcome.result.as_json()) + "\n")
-    for line in problems(outcome):
+    if outcome.result.void:
+        console.print(f"{outcome.result.system}: void: {outcome.result.void}", markup=False, highlight=False)
+    for line in outcome.problems():
         console.print(line, markup=False, highlight=False)
-
-
-def problems(outcome: Outcome) -> Iterator[str]:
-    """Yield what was wrong with a run, in lines for a person."""
-    result = outcome.result
-    if note := result.run.get("note"):
-        yield f"{result.system}: {note}"
-    if result.void:
-        yield f"{result.system}: void: {result.void}"
-    yield from result.errors
-    for name, tail in outcome.logs.items():
-        yield f"--- last lines of {name} ---\n{tail}"
 
 
 def description(plan: Plan, stage: Stage) -> str:

@@ -121,7 +121,9 @@ def start_agent(
         *("--admin-listen", f"{host.local_address}:{_ADMIN_PORT}"),
     ]
     place = ["--data-dir", str(data / f"agent-{host.name}"), "--registry", f"{REGISTRY_NAME}={origin_url}"]
-    command = [*wrapper, *_p2pdist("agent"), *listeners, *place, *flags]
+    # On loopback all agents' connections come from 127.0.0.1, which is nobody's address.
+    advertise = () if host.namespace else ("env", f"P2PDIST_ADVERTISE={host.address}")
+    command = [*wrapper, *advertise, *_p2pdist("agent"), *listeners, *place, *flags]
     return Agent(host, group.start(host, f"agent-{host.name}", command))
 
 

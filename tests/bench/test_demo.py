@@ -22,7 +22,7 @@ def row(text: str, name: str) -> str:
 
 def test_the_closing_table_shows_both_rollouts_and_the_bound() -> None:
     direct = result([node(0, 15), node(0, 20)], origin_bytes=2 * GIB)
-    text = rendered(closing_table(direct, result([node(0, 10), node(0, 11)])))
+    text = rendered(closing_table(direct, result([node(0, 10), node(0, 11)]), shaped=True))
     assert "1024.0 MiB to 2 nodes" in text
     assert "20.0 s" in row(text, "last node had it after")
     assert "11.0 s" in row(text, "last node had it after")
@@ -33,16 +33,29 @@ def test_the_closing_table_shows_both_rollouts_and_the_bound() -> None:
 
 
 def test_the_table_fits_a_terminal_of_eighty_columns() -> None:
-    table = closing_table(result([node(0, 15)], origin_bytes=8 * GIB), result([node(0, 10)]))
+    table = closing_table(result([node(0, 15)], origin_bytes=8 * GIB), result([node(0, 10)]), shaped=True)
     assert Console(width=200).measure(table).maximum <= 80
 
 
 def test_the_verdict_compares_the_last_nodes() -> None:
-    said = verdict(result([node(0, 20)], origin_bytes=2 * GIB), result([node(0, 11)]))
+    said = verdict(result([node(0, 20)], origin_bytes=2 * GIB), result([node(0, 11)]), shaped=True)
     assert "[bold]11.0 s[/] in the place of 20.0 s" in said
     assert "[bold]1.00[/] times in the place of 2.00" in said
 
 
 def test_the_verdict_on_failed_pulls_says_nothing_else() -> None:
-    said = verdict(result([node(0, 20)]), result([node(0, 11), node(0, 12, error="cut off")]))
+    said = verdict(result([node(0, 20)]), result([node(0, 11), node(0, 12, error="cut off")]), shaped=True)
     assert said == "[red]1 of 3 pulls failed.[/]"
+
+
+def test_without_shaped_links_no_times_are_compared() -> None:
+    direct, swarm = result([node(0, 1)], origin_bytes=2 * GIB), result([node(0, 5)], idle_cpu_ratio=0.0)
+    assert "bound" not in rendered(closing_table(direct, swarm, shaped=False))
+    said = verdict(direct, swarm, shaped=False)
+    assert said.startswith("All 1 nodes had the image, and the registry sent the image [bold]1.00[/] times")
+    assert "5.0" not in said
+
+
+def test_the_verdict_says_when_the_machine_set_the_pace() -> None:
+    said = verdict(result([node(0, 20)]), result([node(0, 11)], idle_cpu_ratio=0.02), shaped=True)
+    assert "CPU was 98% busy" in said
