@@ -117,7 +117,7 @@ def node(image_mib: int, runs: int, json_file: Path | None) -> None:
     """Measure one agent without peers on loopback: a cold pull, warm pulls, first byte, memory; next to nginx."""
     from bench.node import measure
 
-    sys.exit(0 if _run(partial(measure, image_mib, runs, json_file, _console())) else 1)
+    _run(partial(measure, image_mib, runs, json_file, _console()))
 
 
 def _run(main: Callable[[], Awaitable[T]]) -> T:

@@ -22,7 +22,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from bench.lab.agents import REGISTRY_NAME, start_agent
-from bench.lab.hosts import open_lab
+from bench.lab.hosts import loopback_lab
 from bench.lab.images import make_random_image
 from bench.lab.processes import ProcessGroup
 from bench.lab.registry import start_registry
@@ -105,8 +105,8 @@ async def _client(kind: str, host: str, port: int, target: str) -> list[float]:
     return result
 
 
-async def measure(image_mib: int, runs: int, json_file: Path | None, console: Console) -> bool:
-    """Measure and print; return whether every body was whole."""
+async def measure(image_mib: int, runs: int, json_file: Path | None, console: Console) -> None:
+    """Measure and print."""
     size = image_mib << 20
     links = dict.fromkeys(("registry", "node"))
     with workspace(4 * size) as space, open_lab(links, shaped=False) as lab, ProcessGroup(space.logs) as group:  # type: ignore[arg-type]
@@ -123,19 +123,19 @@ async def measure(image_mib: int, runs: int, json_file: Path | None, console: Co
         host = lab["node"].local_address
         await _client("ttfb", host, 5050, f"/v2/{REPOSITORY}/manifests/{image.manifest.digest}?ns={REGISTRY_NAME}")
         figures = [await _figure("agent, cold", agent.process, host, 5050, target)]
-        for run in range(runs):
-            figures.append(await _figure(f"agent, warm {run + 1}", agent.process, host, 5050, target))
+        figures += [
+            await _figure(f"agent, warm {run}", agent.process, host, 5050, target) for run in range(1, runs + 1)
+        ]
         times = sorted(await _client("ttfb", host, 5050, target))
         if nginx := _start_nginx(group, lab["node"], space, image.blob_path(layer).parent):
             await trio.sleep(_SETTLE_S)
             name = "/" + layer.digest.removeprefix("sha256:")
-            for run in range(runs):
-                figures.append(await _figure(f"nginx {run + 1}", nginx, host, 5070, name))
+            figures += [await _figure(f"nginx {run}", nginx, host, 5070, name) for run in range(1, runs + 1)]
     _show(console, figures, rest_mib, times, image_mib)
     if json_file is not None:
         ttfb = {"ttfb_p50_s": statistics.median(times), "ttfb_p99_s": times[int(0.99 * len(times))]}
-        json_file.write_text(json.dumps({"figures": [asdict(f) for f in figures], "rest_rss_mib": rest_mib, **ttfb}))
-    return True
+        result = {"figures": [asdict(figure) for figure in figures], "rest_rss_mib": rest_mib, **ttfb}
+        await trio.Path(json_file).write_text(json.dumps(result))
 
 
 def _start_nginx(group: ProcessGroup, host: Host, space: Workspace, files: Path) -> Process | None:
