@@ -48,7 +48,8 @@ class Fault:
 
     `status`, `body` and `headers` replace or add (a header with an empty value is left out); `redirect`
     answers 307 to that URL; `cut_after` drops the connection after so many body bytes, `stall_after`
-    goes silent there (-1: before the headers); `chunked` leaves out the length; `ignore_range` answers 200 with the whole blob.
+    goes silent there (-1: before the headers); `chunked` leaves out the length; `ignore_range` answers 200
+    with the whole blob.
     """
 
     status: int | None = None
@@ -109,7 +110,7 @@ class FakeRegistry:
     _tokens: int = 0
     _good: set[str] = field(default_factory=set)
     _stalled: trio.Event = field(default_factory=trio.Event)
-    _closed: trio.Condition = field(default_factory=trio.Condition)
+    _counted: trio.Condition = field(default_factory=trio.Condition)
 
     @property
     def netloc(self) -> str:
@@ -161,9 +162,9 @@ class FakeRegistry:
 
     async def wait_connections(self, count: int) -> None:
         """Wait until exactly `count` connections are open."""
-        async with self._closed:
+        async with self._counted:
             while self.open_connections != count:
-                await self._closed.wait()
+                await self._counted.wait()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[FakeRegistry]:
@@ -177,7 +178,7 @@ class FakeRegistry:
     async def _serve(self, plain: trio.SocketStream) -> None:
         stream = trio.SSLStream(plain, self.tls, server_side=True, https_compatible=True) if self.tls else plain
         self.connections += 1
-        self.open_connections += 1
+        await self._count(+1)
         try:
             connection = h11.Connection(h11.SERVER)
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
@@ -186,9 +187,12 @@ class FakeRegistry:
         finally:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
-                async with self._closed:
-                    self.open_connections -= 1
-                    self._closed.notify_all()
+                await self._count(-1)
+
+    async def _count(self, change: int) -> None:
+        async with self._counted:
+            self.open_connections += change
+            self._counted.notify_all()
 
     async def _serve_one(self, stream: trio.abc.Stream, connection: h11.Connection) -> bool:
         request, body = None, b""
@@ -219,7 +223,8 @@ class FakeRegistry:
         response = self._respond(method, target, headers, body, fault)
         self.requests.append(Recorded(method, target, headers, body, response.status))
         if fault.stall_after == -1:
-            await self._stall()
+            await self._stall(stream)
+            return False
         return await self._send(stream, connection, method, response, fault)
 
     def _next_fault(self, line: str) -> Fault:
@@ -312,7 +317,7 @@ class FakeRegistry:
         await stream.send_all(connection.send(h11.Data(data=response.body[:stop])) or b"")
         if stop is not None:
             if fault.stall_after is not None:
-                await self._stall()
+                await self._stall(stream)
             return False
         try:
             await stream.send_all(connection.send(h11.EndOfMessage()) or b"")
@@ -320,6 +325,8 @@ class FakeRegistry:
             return False
         return True
 
-    async def _stall(self) -> None:
+    async def _stall(self, stream: trio.abc.Stream) -> None:
+        """Say nothing until the client goes away."""
         self._stalled.set()
-        await trio.sleep_forever()
+        while await stream.receive_some():
+            pass

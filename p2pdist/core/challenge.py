@@ -22,6 +22,8 @@ _CHALLENGES_MAX = 16
 _VALUE_CHARACTERS_MAX = 8192
 _LIFETIME_DEFAULT_S = 60.0
 """What a token service that does not say grants (distribution's token specification)."""
+_LIFETIME_MIN_S = 5.0
+"""Below this a token would be renewed before it has been used."""
 _LIFETIME_MAX_S = 3600.0
 _TOKEN_BYTES_MAX = 16 * 1024
 
@@ -133,4 +135,4 @@ def parse_token_answer(body: bytes) -> BearerToken:
     lifetime = answer.get("expires_in")
     if not isinstance(lifetime, int | float) or isinstance(lifetime, bool) or not lifetime > 0:
         lifetime = _LIFETIME_DEFAULT_S
-    return BearerToken(token, float(min(lifetime, _LIFETIME_MAX_S)))
+    return BearerToken(token, float(min(max(lifetime, _LIFETIME_MIN_S), _LIFETIME_MAX_S)))

@@ -12,6 +12,7 @@ text; after a cancelled call none of its connections is open.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import ssl
@@ -464,10 +465,17 @@ def _relayed_headers(answer: Answer, upstream: Upstream) -> list[tuple[str, str]
 
 
 def _tls_context(registry: str, ca_file: Path | None) -> ssl.SSLContext:
+    if ca_file is None:
+        return _system_tls_context()
     context = ssl.create_default_context()
-    if ca_file is not None:
-        try:
-            context.load_verify_locations(ca_file)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"registry {registry}: cannot use the CA file {ca_file}: {error.strerror}") from error
+    try:
+        context.load_verify_locations(ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"registry {registry}: cannot use the CA file {ca_file}: {error.strerror}") from error
     return context
+
+
+@functools.cache
+def _system_tls_context() -> ssl.SSLContext:
+    """Reading the system's trust store takes 20 ms and more."""
+    return ssl.create_default_context()

@@ -13,6 +13,7 @@ httpcore is the engine of httpx. Its client on top costs, on loopback, 3.1 CPU-s
 from __future__ import annotations
 
 import logging
+import os
 import ssl
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -261,11 +262,12 @@ def _handshake_error(cause: BaseException | None, host: str | None) -> Exception
 
 
 def _reason(error: OSError) -> str:
-    """Return the reason of a failed dial; trio collects those of several addresses in a group as the cause."""
-    while isinstance(error.__cause__, ExceptionGroup) and isinstance(error.__cause__.exceptions[0], OSError):
+    """Return why a dial failed, without the address; trio gathers the failures of several in the cause."""
+    if isinstance(error.__cause__, ExceptionGroup) and isinstance(error.__cause__.exceptions[0], OSError):
         error = error.__cause__.exceptions[0]
-    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-    return cause.strerror or "no address answered"
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or "no address answered"
 
 
 def _or_forever(timeout: float | None) -> float:

@@ -90,6 +90,7 @@ def test_the_scope_is_ours_to_pull_and_never_the_push_that_a_challenge_names() -
         ({"token": "a", "expires_in": "300"}, "a", 60.0),
         ({"token": "a", "expires_in": True}, "a", 60.0),
         ({"token": "a", "expires_in": 10**12}, "a", 3600.0),
+        ({"token": "a", "expires_in": 0.001}, "a", 5.0),
     ],
 )
 def test_a_token_answer_gives_token_and_lifetime(answer: object, token: str, lifetime_s: float) -> None:
