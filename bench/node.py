@@ -108,8 +108,11 @@ async def _client(kind: str, host: str, port: int, target: str) -> list[float]:
 async def measure(image_mib: int, runs: int, json_file: Path | None, console: Console) -> None:
     """Measure and print."""
     size = image_mib << 20
-    links = dict.fromkeys(("registry", "node"))
-    with workspace(4 * size) as space, open_lab(links, shaped=False) as lab, ProcessGroup(space.logs) as group:  # type: ignore[arg-type]
+    with (
+        workspace(4 * size) as space,
+        loopback_lab(["registry", "node"]) as lab,
+        ProcessGroup(space.logs) as group,
+    ):
         image = await make_random_image(space.path / "image", image_bytes=size, layers=1, seed=1)
         registry = await start_registry(group, lab["registry"], space, program=None)
         registry.push(image, REPOSITORY)
