@@ -39,8 +39,10 @@ UNSENT_BYTES = 64 * 1024
 RECEIVE_BYTES = 256 * 1024
 WAKE_BYTES = 64 * 1024
 """SO_RCVLOWAT in the middle of a chunk."""
-MAX_QUEUED_MESSAGES = 4096
-"""A peer that reads nothing for so long loses the connection; bounds memory."""
+MAX_QUEUED_BYTES = 8 * 1024 * 1024
+"""Messages that wait for a peer that reads nothing, before it loses the connection: some of the largest."""
+MAX_INCOMING = 64
+"""Chunks that a peer was asked for and has not finished: ten times what is taken at once."""
 MAX_HELLO_BYTES = 4096
 _TCP_NOTSENT_LOWAT = 25
 _ON = 1
@@ -60,9 +62,7 @@ class LinkHandler(Protocol):
 
 @dataclass(slots=True)
 class _Incoming:
-    buffer: memoryview | None
-    """None: the chunk is not wanted any more, its bytes are counted and thrown away."""
-    size: int
+    buffer: memoryview
     filled: int = 0
 
 
@@ -97,16 +97,34 @@ async def connect(host: str, port: int) -> socket.socket:
     try:
         with trio.fail_after(HELLO_S):
             stream = await trio.open_tcp_stream(host, port)
-    except (OSError, trio.TooSlowError) as error:
+    except (OSError, ValueError, trio.TooSlowError) as error:
+        # ValueError: a text that cannot be a host name; others announce what they like.
         raise PeerUnavailable(f"peer {host}:{port} does not answer: {str(error) or 'time-out'}") from error
     return detach(stream)
 
 
 def detach(stream: trio.SocketStream) -> socket.socket:
-    """Return the plain socket of a trio stream, tuned; the stream is of no more use."""
+    """Return the plain socket of a trio stream, tuned; the stream is of no more use.
+
+    Raises:
+        PeerUnavailable: the connection is broken already.
+    """
     sock = socket.socket(fileno=stream.socket.detach())
-    tune(sock)
+    try:
+        tune(sock)
+    except OSError as error:
+        sock.close()
+        raise PeerUnavailable(f"the peer broke off: {error}") from error
     return sock
+
+
+def _address_of(sock: socket.socket) -> tuple[str, int]:
+    """Return whom a socket is connected to; raises PeerUnavailable where it is broken."""
+    try:
+        host, port = sock.getpeername()[:2]
+    except OSError as error:
+        raise PeerUnavailable(f"the peer broke off: {error}") from error
+    return host, port
 
 
 async def greet(sock: socket.socket, own: Hello, decoder: Decoder) -> tuple[Hello, list[Message | ChunkSpan]]:
@@ -124,7 +142,10 @@ async def greet(sock: socket.socket, own: Hello, decoder: Decoder) -> tuple[Hell
             while not items:
                 await trio.lowlevel.wait_readable(sock)
                 # Little at a time: a chunk span behind the Hello would point into the shared buffer.
-                data = sock.recv(MAX_HELLO_BYTES)
+                try:
+                    data = sock.recv(MAX_HELLO_BYTES)
+                except BlockingIOError:
+                    continue
                 if not data:
                     raise PeerUnavailable("the peer hung up before its hello")
                 items = decoder.feed(memoryview(data))
@@ -142,17 +163,21 @@ async def greet(sock: socket.socket, own: Hello, decoder: Decoder) -> tuple[Hell
     return hello, items[1:]
 
 
-async def _send_all(sock: socket.socket, data: bytes | memoryview) -> None:
+async def _send_all(sock: socket.socket, data: bytes, flags: int = 0) -> None:
     view = memoryview(data)
     while view:
         try:
-            view = view[sock.send(view) :]
+            view = view[sock.send(view, flags) :]
         except BlockingIOError:
             await trio.lowlevel.wait_writable(sock)
 
 
 class PeerLink:
-    """A greeted connection. `run` serves it until it ends; the other methods may be called meanwhile."""
+    """A greeted connection. `run` serves it until it ends; the other methods may be called meanwhile.
+
+    Raises:
+        PeerUnavailable: the peer has gone already.
+    """
 
     def __init__(
         self,
@@ -176,24 +201,24 @@ class PeerLink:
         self._handler = handler
         self._decoder = decoder
         self._early = early
-        self._queue: deque[bytes] = deque()
+        self._queue = bytearray()
         self._jobs: deque[_Outgoing] = deque()
         self._incoming: dict[int, _Incoming] = {}
         self._wake = trio.Event()
         self._lowat = 1
         self._scope = trio.CancelScope()
-        host, port = sock.getpeername()[:2]
-        self.address = f"{host}:{port}"
-        self.host: str = host
+        self._error: RemoteProtocolError | PeerUnavailable | None = None
+        self.host, port = _address_of(sock)
+        self.address = f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
 
     def send(self, message: Message) -> None:
         """Queue a message behind at most one chunk frame."""
         frame = encode(message)
         self.control_bytes += len(frame)
-        if len(self._queue) >= MAX_QUEUED_MESSAGES:
+        if len(self._queue) + len(frame) > MAX_QUEUED_BYTES:
             self.close("it reads nothing")
             return
-        self._queue.append(frame)
+        self._queue += frame
         self._wake.set()
 
     def send_chunk(self, number: int, descriptor: int, start: int, length: int, release: Callable[[], None]) -> None:
@@ -209,13 +234,10 @@ class PeerLink:
 
     def expect(self, number: int, buffer: memoryview) -> None:
         """Receive the chunk of this grant into `buffer`, which is as long as the chunk."""
-        self._incoming[number] = _Incoming(buffer, len(buffer))
-
-    def unexpect(self, number: int) -> None:
-        """Throw away what still comes of this chunk."""
-        incoming = self._incoming.get(number)
-        if incoming is not None:
-            incoming.buffer = None
+        if len(self._incoming) >= MAX_INCOMING:
+            self.close("it does not send what it granted")
+            return
+        self._incoming[number] = _Incoming(buffer)
 
     def close(self, why: str) -> None:
         """End the link from this side."""
@@ -233,20 +255,32 @@ class PeerLink:
             with self._scope:
                 for item in self._early:
                     self._take_in(item)
-                async with trio.open_nursery(strict_exception_groups=False) as nursery:
-                    nursery.start_soon(self._write)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write, nursery.cancel_scope)
                     await self._read()
                     nursery.cancel_scope.cancel()
-        except OSError as error:
-            raise PeerUnavailable(f"peer {self.address}: {error}") from error
         finally:
             self._sock.close()
             for job in self._jobs:
                 job.release()
             self._jobs.clear()
             self._incoming.clear()
+        # Kept by the tasks and raised here: both may find the connection broken, and would make a group.
+        if self._error is not None:
+            raise self._error
 
     async def _read(self) -> None:
+        try:
+            await self._receive()
+        except RemoteProtocolError as error:
+            self._error = error
+        except OSError as error:
+            self._break(error)
+
+    def _break(self, error: OSError) -> None:
+        self._error = self._error or PeerUnavailable(f"peer {self.address}: {error}")
+
+    async def _receive(self) -> None:
         sock, decoder, buffer = self._sock, self._decoder, _receive_buffer
         while True:
             await trio.lowlevel.wait_readable(sock)
@@ -254,7 +288,7 @@ class PeerLink:
                 count = sock.recv_into(buffer)
             except BlockingIOError:
                 continue
-            if not count:
+            if not count or self._scope.cancel_called:
                 return
             for item in decoder.feed(buffer[:count]):
                 self._take_in(item)
@@ -277,38 +311,38 @@ class PeerLink:
         if incoming is None:
             raise RemoteProtocolError(f"peer {self.address} sends chunk bytes that nobody took (grant {item.number})")
         stop = incoming.filled + len(item.data)
-        if stop > incoming.size:
-            raise RemoteProtocolError(f"peer {self.address} sends more than the chunk (grant {item.number})")
         buffer = incoming.buffer
-        if buffer is not None:
-            buffer[incoming.filled : stop] = item.data
+        if stop > len(buffer):
+            raise RemoteProtocolError(f"peer {self.address} sends more than the chunk (grant {item.number})")
+        buffer[incoming.filled : stop] = item.data
         incoming.filled = stop
-        if stop == incoming.size:
+        if stop == len(buffer):
             del self._incoming[item.number]
-            if buffer is not None:
-                self._handler.chunk_arrived(self.peer_id, item.number, buffer, checksum_of(buffer))
+            self._handler.chunk_arrived(self.peer_id, item.number, buffer, checksum_of(buffer))
 
-    async def _write(self) -> None:
-        while True:
-            if self._queue:
-                data = b"".join(self._queue)
-                self._queue.clear()
-                await _send_all(self._sock, data)
-            elif self._jobs:
-                await self._send_frame(self._jobs[0])
-            else:
-                self._wake = trio.Event()
-                await self._wake.wait()
+    async def _write(self, reading: trio.CancelScope) -> None:
+        """Send what is queued; a broken connection ends the reader too."""
+        try:
+            while True:
+                if self._queue:
+                    data = bytes(self._queue)
+                    self._queue.clear()
+                    await _send_all(self._sock, data)
+                elif self._jobs:
+                    await self._send_frame(self._jobs[0])
+                else:
+                    self._wake = trio.Event()
+                    await self._wake.wait()
+        except OSError as error:
+            self._break(error)
+            reading.cancel()
 
     async def _send_frame(self, job: _Outgoing) -> None:
         """Send the next frame of a chunk; after the last one wait until the socket has all but drained."""
         if not job.cancelled and job.at < job.stop:
             stop = min(job.at + SPAN_BYTES, job.stop)
             await trio.lowlevel.wait_writable(self._sock)
-            header = memoryview(span_header(job.number, stop - job.at))
-            header = header[self._sock.send(header, socket.MSG_MORE) :]
-            if header:
-                await _send_all(self._sock, header)
+            await _send_all(self._sock, span_header(job.number, stop - job.at), socket.MSG_MORE)
             while job.at < stop:
                 try:
                     sent = os.sendfile(self._sock.fileno(), job.descriptor, job.at, stop - job.at)
@@ -325,4 +359,5 @@ class PeerLink:
         await trio.lowlevel.wait_writable(self._sock)
         self._jobs.popleft()
         job.release()
-        self._handler.chunk_sent(self.peer_id, job.number)
+        if not self._scope.cancel_called:
+            self._handler.chunk_sent(self.peer_id, job.number)
