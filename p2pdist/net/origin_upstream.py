@@ -8,6 +8,7 @@ http; error texts name servers, never paths or queries behind a redirect.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import time
@@ -94,14 +95,14 @@ class Upstream:
         self.counters = Counters()
         self.auth = Authenticator(name, base, credentials, self.exchange)
         self._base = base
+        self._prefix = str(base).rstrip("/")
         self._transport = transport
         self._deadlines = deadlines
         self._rng = rng
 
     def url(self, repository: Repository, rest: str) -> httpx.URL:
         """Return the URL of something in a repository; both have been checked by the caller."""
-        path = f"{self._base.path.rstrip('/')}/v2/{repository.name}/{rest}"
-        return self._base.copy_with(raw_path=path.encode("ascii"))
+        return _parsed(f"{self._prefix}/v2/{repository.name}/{rest}")
 
     def is_at(self, url: httpx.URL) -> bool:
         """Return whether `url` is on the registry itself rather than where it redirects."""
@@ -235,6 +236,12 @@ class Upstream:
             return None
         wait_s = backoff_s(attempt, self._deadlines.backoff_s, self._deadlines.backoff_max_s, self._rng)
         return max(wait_s, min(failure.retry_after_s or 0.0, _RETRY_AFTER_MAX_S))
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str) -> httpx.URL:
+    """Parsing costs 60 us, and a blob's URL is asked for once for each of its chunks."""
+    return httpx.URL(text)
 
 
 def parse_base_url(registry: str, text: str) -> httpx.URL:
