@@ -88,6 +88,7 @@ class ArrivalReader:
 
     def __init__(self, arrival: Arrival, exchange: Exchange, on_first_byte: Callable[[], None]) -> None:
         assert arrival.partial is not None
+        self.source = "swarm"
         self.size_bytes = arrival.partial.size_bytes
         self._arrival = arrival
         self._partial = arrival.partial
@@ -135,6 +136,7 @@ class StoredReader:
     """A BlobReader of a blob in the store."""
 
     def __init__(self, blob: StoredBlob) -> None:
+        self.source = "cache"
         self.size_bytes = blob.size_bytes
         self._blob = blob
 

@@ -23,7 +23,7 @@ from p2pdist.errors import IntegrityError, InvalidInput, OriginError
 if TYPE_CHECKING:
     from p2pdist.arrival import Arrival
     from p2pdist.core.oci import ParsedManifest
-    from p2pdist.core.types import Descriptor, Digest, Manifest, Repository
+    from p2pdist.core.types import Descriptor, Digest, Manifest, Repository, Split
     from p2pdist.exchange import Tracker
     from p2pdist.ports import BlobReader, ChunkStore, Origin, RelayedResponse
     from p2pdist.puller import Puller
@@ -125,6 +125,10 @@ class Images:
     async def relay(self, repository: Repository, target: str, accept: str) -> RelayedResponse:
         """Pass a listing on to the origin."""
         return await self._origin.relay(repository, target, accept)
+
+    def split(self, digest: Digest) -> Split | None:
+        """Return where a blob's bytes came from so far."""
+        return self._puller.split(digest)
 
     # ------------------------------------------------------------------- tags
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from p2pdist.core.types import Checksum, Digest, Manifest, ManifestInfo, Repository
+    from p2pdist.core.types import Checksum, Digest, Manifest, ManifestInfo, Repository, Split
 
 
 class StoredBlob(Protocol):
@@ -175,6 +175,8 @@ class BlobReader(Protocol):
     """One runtime's reading of one blob; each open reader is a window head of the pull."""
 
     size_bytes: int
+    source: str
+    """`cache` where the blob was here before, else `swarm`."""
 
     async def available(self, start: int, stop: int) -> int:
         """Wait for the byte at `start`; return `end`: [start, end) can be sent now, start < end <= stop.
@@ -208,3 +210,6 @@ class ImageSource(Protocol):
         """Return a reader once some source is known to have the blob. Raises OriginError, PullFailed, StoreError."""
 
     async def relay(self, repository: Repository, target: str, accept: str) -> RelayedResponse: ...
+
+    def split(self, digest: Digest) -> Split | None:
+        """Return where a blob's bytes came from so far; None where nothing of it is here."""

@@ -11,6 +11,7 @@ every Arrival ends settled.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import structlog
@@ -20,7 +21,7 @@ from p2pdist.arrival import Arrival, ArrivalReader, StoredReader
 from p2pdist.core import events as ev
 from p2pdist.core.chunkmap import ChunkMap, chunk_set
 from p2pdist.core.oci import MANIFEST_BYTES_MAX, parse_manifest
-from p2pdist.core.types import Manifest
+from p2pdist.core.types import Manifest, Split
 from p2pdist.core.verify import checksum_of
 from p2pdist.errors import (
     DeniedByOrigin,
@@ -52,6 +53,7 @@ UNNAMED_SOURCE_S = 10.0
 HASH_BATCH_BYTES = 4 * 1024 * 1024
 """The prefix is hashed in a worker thread whenever it has grown by so much: a hop costs about 0.1 ms."""
 MAX_ARRIVALS = 512
+MAX_SPLITS = 2000
 RECHECKS = 2
 """How often suspects are re-read from the origin before a blob is given up."""
 
@@ -76,6 +78,7 @@ class Puller:
         self._nursery = nursery
         self.may_share = may_share
         self._rechecks: dict[Digest, int] = {}
+        self._splits: OrderedDict[Digest, Split] = OrderedDict()
 
     # ------------------------------------------------------------ for the mirror
 
@@ -122,6 +125,14 @@ class Puller:
             return None
         blob.close()
         return blob.size_bytes
+
+    def split(self, digest: Digest) -> Split | None:
+        """Return where a blob's bytes came from so far; what an earlier run left counts as cached."""
+        arrival = self.arrivals.get(digest)
+        if arrival is not None:
+            return Split(arrival.from_peers, arrival.from_origin)
+        size = self.stored_size(digest)
+        return None if size is None else self._splits.get(digest, Split(from_cache=size))
 
     async def open_blob(
         self, repository: Repository, digest: Digest, size_bytes: int, *, named: bool, first_byte: Callable[[], None]
@@ -400,6 +411,9 @@ class Puller:
     def _finish(self, arrival: Arrival) -> None:
         arrival.verified = True
         arrival.stored = True
+        self._splits[arrival.digest] = Split(arrival.from_peers, arrival.from_origin)
+        while len(self._splits) > MAX_SPLITS:
+            self._splits.popitem(last=False)
         self._rechecks.pop(arrival.digest, None)
         self.arrivals.pop(arrival.digest, None)
         arrival.wake()

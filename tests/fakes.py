@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import trio
 
-from p2pdist.core.types import Digest, Manifest, ManifestInfo, Repository
+from p2pdist.core.types import Digest, Manifest, ManifestInfo, Repository, Split
 from p2pdist.errors import NotFoundAtOrigin
 
 
@@ -58,6 +58,7 @@ class FakeReader:
 
     def __init__(self, blob: FakeBlob, file: int | None = None) -> None:
         self.size_bytes = blob.size_bytes
+        self.source = "swarm"
         self.blob = blob
         self.closed = trio.Event()
         self.waiting = trio.Event()
@@ -107,6 +108,7 @@ class FakeImageSource:
     def __init__(self) -> None:
         self.manifests: dict[tuple[Repository, str], Manifest] = {}
         self.blobs: dict[tuple[Repository, Digest], FakeBlob] = {}
+        self.splits: dict[Digest, Split] = {}
         self.relayed: dict[str, FakeRelayed] = {}
         self.accepts: list[str] = []
         self.error: Exception | None = None
@@ -148,6 +150,9 @@ class FakeImageSource:
         await self._enter("relay", repository, target)
         self.accepts.append(accept)
         return self.relayed.get(target) or FakeRelayed(404)
+
+    def split(self, digest: Digest) -> Split | None:
+        return self.splits.get(digest)
 
     async def _enter(self, method: str, repository: Repository, argument: str) -> None:
         self.asked.append((method, repository, argument))

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import httpx
 import trio
 
 from p2pdist.core.oci import MANIFEST_BYTES_MAX, MANIFEST_TYPES
-from p2pdist.core.types import Descriptor, Digest, Manifest, Repository
+from p2pdist.core.types import Descriptor, Digest, Manifest, Repository, Split
 from p2pdist.errors import IntegrityError, P2PDistError, TransferError
 
 if TYPE_CHECKING:
@@ -39,22 +38,6 @@ class Sink(Protocol):
     def written_bytes(self) -> int: ...
 
     def write(self, data: bytes) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Where the agent had a blob's bytes from."""
-
-    from_peers: int = 0
-    from_origin: int = 0
-    from_cache: int = 0
-
-    def __add__(self, other: Split) -> Split:
-        return Split(
-            self.from_peers + other.from_peers,
-            self.from_origin + other.from_origin,
-            self.from_cache + other.from_cache,
-        )
 
 
 class MirrorClient:

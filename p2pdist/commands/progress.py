@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import TextIO
 
-    from p2pdist.commands.mirror_client import Split
-    from p2pdist.core.types import Descriptor
+    from p2pdist.core.types import Descriptor, Split
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING
 import trio
 
 from p2pdist.commands.layout import BlobSink, OciLayout
-from p2pdist.commands.mirror_client import MirrorClient, Split
 from p2pdist.commands.progress import Display, describe, human_bytes
 from p2pdist.core.oci import INDEX_DEPTH_MAX, ImageReference, ParsedManifest, Platform, parse_manifest, pick_platform
+from p2pdist.core.types import Split
 from p2pdist.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from p2pdist.commands.mirror_client import MirrorClient
     from p2pdist.core.types import Descriptor, Manifest
 
 PARALLEL_BLOBS = 3

@@ -22,6 +22,8 @@ from p2pdist.errors import InvalidInput
 
 _CONTENT = re.compile(r"/v2/(.+)/(manifests|blobs)/([^/]+)")
 _LISTS = re.compile(r"/v2/(.+)/(tags/list|referrers/([^/]+))")
+_SPLIT = re.compile(r"/v2/_p2pdist/pulls/([^/]+)")
+"""Ours alone: no repository name begins with an underscore."""
 _PORT_ALIAS = re.compile(r"(.+)__([0-9]{1,5})")
 _QUERY_VALUE = re.compile(r"[A-Za-z0-9._~:/+%-]{0,512}")
 _RELAYED_KEYS = {"tags": ("n", "last"), "referrers": ("artifactType",)}
@@ -101,6 +103,13 @@ class ListRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitRoute:
+    """Where a blob's bytes came from: what `p2pdist pull` shows."""
+
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """A target that is answered with an error, without anything being asked of anyone."""
 
@@ -109,7 +118,7 @@ class Refusal:
     message: str
 
 
-Route = Ping | ManifestRoute | BlobRoute | ListRoute | Refusal
+Route = Ping | ManifestRoute | BlobRoute | ListRoute | SplitRoute | Refusal
 
 
 def parse_target(target: str, registries: Registries) -> Route:
@@ -132,6 +141,8 @@ class _Refused(Exception):
 
 def _parse_path(path: str, query: str, registries: Registries) -> Route:
     ns = query_value(query, "ns")
+    if match := _SPLIT.fullmatch(path):
+        return SplitRoute(_digest(match[1]))
     if match := _CONTENT.fullmatch(path):
         repository = _repository(match[1], ns, registries)
         if match[2] == "blobs":

@@ -81,3 +81,19 @@ class Manifest:
     @property
     def info(self) -> ManifestInfo:
         return ManifestInfo(self.digest, self.media_type, len(self.body))
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Where the bytes of a blob came from, on this node."""
+
+    from_peers: int = 0
+    from_origin: int = 0
+    from_cache: int = 0
+
+    def __add__(self, other: Split) -> Split:
+        return Split(
+            self.from_peers + other.from_peers,
+            self.from_origin + other.from_origin,
+            self.from_cache + other.from_cache,
+        )

@@ -12,8 +12,9 @@ the source opened is closed by this module or by the response that carries it.
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, assert_never
 
 import structlog
@@ -29,7 +30,17 @@ from p2pdist.core.ranges import (
     requested_spans,
     unsatisfied_range,
 )
-from p2pdist.core.routes import BlobRoute, ListRoute, ManifestRoute, Ping, Refusal, Registries, next_page, parse_target
+from p2pdist.core.routes import (
+    BlobRoute,
+    ListRoute,
+    ManifestRoute,
+    Ping,
+    Refusal,
+    Registries,
+    SplitRoute,
+    next_page,
+    parse_target,
+)
 from p2pdist.errors import (
     DeniedByOrigin,
     IntegrityError,
@@ -147,10 +158,18 @@ class Mirror:
         match route:
             case Ping():
                 return Response(200, (_VERSION, _JSON), b"{}", "ping")
+            case SplitRoute():
+                return self._split(route)
             case Refusal():
                 return _error(route.status, route.code, route.message)
             case _:
                 return await self._ask(route, request)
+
+    def _split(self, route: SplitRoute) -> Response:
+        split = self._source.split(route.digest)
+        if split is None:
+            return _error(404, ErrorCode.BLOB_UNKNOWN, "nothing of this blob is here")
+        return Response(200, (_VERSION, _JSON), json.dumps(asdict(split)).encode())
 
     def refuse(self, status: int, message: str) -> Response:
         return _error(status, ErrorCode.UNKNOWN if status >= 500 else ErrorCode.UNSUPPORTED, message)
@@ -226,7 +245,8 @@ def _blob_response(route: BlobRoute, request: Request, reader: BlobReader) -> Re
     Raises:
         InvalidInput: too many ranges.
     """
-    headers, etag, size_bytes = _blob_headers(route), _etag(route.digest), reader.size_bytes
+    headers = (*_blob_headers(route), ("P2pdist-Source", reader.source))
+    etag, size_bytes = _etag(route.digest), reader.size_bytes
     if not none_match_holds(request.header("if-none-match"), etag):
         return Response(304, headers, b"", _kind(route))
     wanted = request.header("range") if if_range_holds(request.header("if-range"), etag) else None

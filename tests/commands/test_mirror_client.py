@@ -10,9 +10,9 @@ import pytest
 import trio
 
 from p2pdist.commands.layout import BlobSink
-from p2pdist.commands.mirror_client import TRIES, MirrorClient, Split
+from p2pdist.commands.mirror_client import TRIES, MirrorClient
 from p2pdist.core.oci import MANIFEST_BYTES_MAX, OCI_MANIFEST
-from p2pdist.core.types import Descriptor, Repository, parse_digest
+from p2pdist.core.types import Descriptor, Repository, Split, parse_digest
 from p2pdist.errors import IntegrityError, P2PDistError, TransferError
 from tests.commands.fake_mirror import FakeMirror, Fault, describe_bytes
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pdist.commands.mirror_client import Split
 from p2pdist.commands.progress import choose_display, describe, human_bytes
+from p2pdist.core.types import Split
 from tests.commands.fake_mirror import CONFIG_TYPE, describe_bytes
 
 LAYER = describe_bytes(b"x" * 2048)

@@ -13,10 +13,11 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from p2pdist.commands.layout import OciLayout
-from p2pdist.commands.mirror_client import MirrorClient, Split
+from p2pdist.commands.mirror_client import MirrorClient
 from p2pdist.commands.progress import Lines
 from p2pdist.commands.transfer import PARALLEL_BLOBS, Pulled, pull_image, summary
 from p2pdist.core.oci import Platform, parse_image_reference
+from p2pdist.core.types import Split
 from p2pdist.errors import IntegrityError, InvalidInput, TransferError
 from tests.commands.fake_mirror import FakeMirror, Fault, as_json
 

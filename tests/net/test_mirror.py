@@ -11,7 +11,7 @@ import trio.testing
 from prometheus_client import CollectorRegistry
 
 from p2pdist.core.oci import OCI_INDEX, OCI_MANIFEST
-from p2pdist.core.types import Digest, Repository
+from p2pdist.core.types import Digest, Repository, Split
 from p2pdist.errors import (
     DeniedByOrigin,
     IntegrityError,
@@ -505,3 +505,13 @@ async def test_requests_and_bytes_are_counted_by_kind_and_status(served: Served)
     assert served.sample("p2pdist_mirror_first_byte_seconds_count", kind="manifest") == 1
     assert (served.sample("p2pdist_mirror_sent_bytes_total") or 0) >= len(DATA) + 10 + len(MANIFEST)
     assert served.sample("p2pdist_mirror_cut_total") == 0
+
+
+async def test_a_blob_says_whether_it_was_here_and_where_its_bytes_came_from(served: Served) -> None:
+    served.source.splits[served.blob] = Split(from_peers=5, from_origin=7)
+    client = await served.client()
+    assert (await client.get(served.blob_url)).headers["p2pdist-source"] == "swarm"
+    answer = await client.get(f"/v2/_p2pdist/pulls/{served.blob}")
+    assert (answer.status, answer.body) == (200, b'{"from_peers": 5, "from_origin": 7, "from_cache": 0}')
+    assert (await client.get(f"/v2/_p2pdist/pulls/{ABSENT}")).status == 404
+    assert (await client.get("/v2/_p2pdist/pulls/sha256:x")).status == 400
