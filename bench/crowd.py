@@ -108,12 +108,11 @@ async def watch_nothing(_: Rollout) -> None:
 
 
 @asynccontextmanager
-async def open_stage(shape: Shape, *, shaped: bool, docker_registry: bool = True) -> AsyncIterator[Stage]:
+async def open_stage(shape: Shape, *, shaped: bool) -> AsyncIterator[Stage]:
     """Build hosts and registry, measure one link; all of it is gone at the end.
 
     Args:
         shaped: as `netns.why_not` allows it.
-        docker_registry: False for our own registry even where Debian's is there.
 
     Raises:
         LabError: something cannot be built or does not start.
@@ -123,7 +122,7 @@ async def open_stage(shape: Shape, *, shaped: bool, docker_registry: bool = True
     links |= {f"node{number}": node for number in range(1, shape.nodes + 1)}
     async with AsyncExitStack() as stack:
         space = stack.enter_context(workspace(shape.image_bytes * (shape.nodes + 2)))
-        program = await trio.to_thread.run_sync(find_docker_registry, space) if docker_registry else None
+        program = await trio.to_thread.run_sync(find_docker_registry, space)
         lab = stack.enter_context(open_lab(links, shaped=shaped))
         group = stack.enter_context(ProcessGroup(space.logs))
         goodput = await goodput_bytes_per_s(lab[_REGISTRY], lab["node1"])
@@ -175,7 +174,8 @@ async def _measure(
     kill_scheduler_at: float | None,
     notes: dict[str, Any],
 ) -> Outcome:
-    origin_bytes, spent_s = stage.registry.sent_bytes(), [agent.process.cpu_s() for agent in running.agents]
+    origin_bytes, wire_bytes = stage.registry.sent_bytes(), stage.lab[_REGISTRY].transmitted_bytes()
+    spent_s = [agent.process.cpu_s() for agent in running.agents]
     cpu = meters.machine_cpu()
     rollout = Rollout(running, image, [Pull(node.name) for node in stage.nodes])
     async with trio.open_nursery() as beside:
@@ -195,6 +195,7 @@ async def _measure(
         link_mbit=stage.shape.link_mbit,
         goodput_bytes_per_s=stage.goodput_bytes_per_s,
         origin_bytes=stage.registry.sent_bytes() - origin_bytes,
+        origin_wire_bytes=None if wire_bytes is None else (stage.lab[_REGISTRY].transmitted_bytes() or 0) - wire_bytes,
         idle_cpu_ratio=idle,
         run={**notes, "note": running.note},
     )

@@ -71,6 +71,7 @@ class Result:
     from_peers_bytes: int
     from_origin_bytes: int
     origin_bytes: int
+    origin_wire_bytes: int | None
     void: str | None
     errors: tuple[str, ...] = ()
     run: dict[str, Any] = field(default_factory=dict)
@@ -89,6 +90,7 @@ def summarize(
     link_mbit: float,
     goodput_bytes_per_s: float,
     origin_bytes: int,
+    origin_wire_bytes: int | None,
     idle_cpu_ratio: float,
     run: dict[str, Any],
 ) -> Result:
@@ -99,6 +101,7 @@ def summarize(
         agents: one for each agent; empty for a system without any.
         goodput_bytes_per_s: of one bulk flow from the origin to a node; the bound is the image through that.
         origin_bytes: payload that left the origin during the run.
+        origin_wire_bytes: all bytes that left its host, headers included; None where nothing counts them.
     """
     bound_s = image_bytes / goodput_bytes_per_s
     finished = sorted(pull.finished_s for pull in pulls if pull.right)
@@ -132,6 +135,7 @@ def summarize(
         from_peers_bytes=sum(agent.from_peers_bytes for agent in agents),
         from_origin_bytes=sum(agent.from_origin_bytes for agent in agents),
         origin_bytes=origin_bytes,
+        origin_wire_bytes=origin_wire_bytes,
         void=_void_reason(idle_cpu_ratio),
         errors=tuple(pull.error for pull in pulls if pull.error),
         run=run,

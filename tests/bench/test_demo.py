@@ -2,11 +2,15 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 
+import pytest
 from rich.console import Console
 from rich.table import Table
 
 from bench.demo import closing_table, verdict
+from tests.bench.conftest import ROOT
 from tests.bench.test_results import GIB, node, result
 
 
@@ -59,3 +63,13 @@ def test_without_shaped_links_no_times_are_compared() -> None:
 def test_the_verdict_says_when_the_machine_set_the_pace() -> None:
     said = verdict(result([node(0, 20)]), result([node(0, 11)], idle_cpu_ratio=0.02), shaped=True)
     assert "CPU was 98% busy" in said
+
+
+@pytest.mark.real
+def test_the_demo_runs_to_its_closing_table() -> None:
+    command = [sys.executable, "-c", "from bench.cli import demo; demo()", "--nodes", "3", "--image-mib", "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert row(done.stdout, "right pulls").count("3 of 3") == 2
+    assert "3.00 × image" in row(done.stdout, "out of the registry")
+    assert "Every digest was checked." in done.stdout

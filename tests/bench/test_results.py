@@ -29,6 +29,7 @@ def result(pulls: list[NodeRecord], agents: tuple[AgentRecord, ...] = (), **chan
         "link_mbit": 1000.0,
         "goodput_bytes_per_s": GIB / 10,
         "origin_bytes": GIB,
+        "origin_wire_bytes": None,
         "idle_cpu_ratio": 0.5,
         "run": {"seed": 1},
     }

@@ -50,4 +50,5 @@ def test_a_rollout_writes_its_json_and_keeps_its_logs(tmp_path: Path) -> None:
     assert set(written) >= CONTRACT
     assert written["failed_pulls"] == 0
     assert written["origin_egress_ratio"] == pytest.approx(2, abs=0.01)
+    assert written["origin_wire_bytes"] is None or written["origin_wire_bytes"] > written["origin_bytes"]
     assert (logs / "registry.log").read_text()
