@@ -27,7 +27,7 @@ def part(size_bytes: int) -> Descriptor:
 
 
 @pytest.fixture
-async def rollout(autojump_clock: MockClock) -> Rollout:
+async def rollout() -> Rollout:
     """Two nodes: one done after 5 s, one at half; made on virtual time."""
     image = Image(Path("/"), "v1", part(0), part(0), part(0), (part(8 * MIB),))
     pulls = [
@@ -44,20 +44,20 @@ async def shown(rollout: Rollout, *, terminal: bool, duration_s: float) -> str:
     return console.export_text()
 
 
-async def test_without_a_terminal_a_line_tells_now_and_then(rollout: Rollout) -> None:
+async def test_without_a_terminal_a_line_tells_now_and_then(rollout: Rollout, autojump_clock: MockClock) -> None:
     lines = (await shown(rollout, terminal=False, duration_s=12)).splitlines()
     assert lines == [
         f"direct:  {seconds:4.1f} s,  75% of all bytes, slowest node  50%, 1 of 2 nodes done" for seconds in (5, 10, 12)
     ]
 
 
-async def test_on_a_terminal_each_node_has_a_bar(rollout: Rollout) -> None:
+async def test_on_a_terminal_each_node_has_a_bar(rollout: Rollout, autojump_clock: MockClock) -> None:
     text = await shown(rollout, terminal=True, duration_s=1)
     last = text[text.rindex("node1") :]
     assert "8.0 MiB  registry  ✓ all digests right, 5.0 s" in last
     assert "4.0 MiB  registry" in last
 
 
-async def test_a_failed_pull_is_shown_with_its_reason(rollout: Rollout) -> None:
+async def test_a_failed_pull_is_shown_with_its_reason(rollout: Rollout, autojump_clock: MockClock) -> None:
     rollout.pulls[1].error = "the body was cut off"
     assert "the body was cut off" in await shown(rollout, terminal=True, duration_s=1)
