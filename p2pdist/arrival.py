@@ -2,11 +2,13 @@
 """One blob on its way into the store, and the runtimes that read it meanwhile.
 
 Invariants: bytes become readable only once their chunk is checked; the last chunk only once the whole
-blob's SHA-256 is right; the file stays open until the blob is committed and the last reader has gone.
+blob's SHA-256 is right; a reader has a descriptor of its own, so the pull's end does not disturb it; the
+stored blob stays open, and so is not evicted, until the last of them has gone.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -51,7 +53,8 @@ class Arrival:
     """Set once verified or failed."""
     started: trio.Event = field(default_factory=trio.Event)
     """Set once the pull is running, or has failed before it could."""
-    stored: bool = False
+    stored: StoredBlob | None = None
+    """The committed blob, open for as long as somebody reads what was its Arrival."""
     _changed: trio.Event = field(default_factory=trio.Event)
 
     def wake(self) -> None:
@@ -78,9 +81,17 @@ class Arrival:
         last = self.chunks.start(self.chunks.count - 1)
         return min(stop, last, self.chunks.contiguous_stop(self.have, start // self.chunks.chunk_bytes))
 
-    def close_if_idle(self) -> None:
-        if self.partial is not None and not self.readers and (self.stored or self.failure is not None):
+    def end(self, stored: StoredBlob | None) -> None:
+        """Close the file: the blob is stored, or the pull has failed."""
+        if self.partial is not None:
             self.partial.close()
+        self.stored = stored
+        self.close_if_unread()
+
+    def close_if_unread(self) -> None:
+        if self.stored is not None and not self.readers:
+            self.stored.close()
+            self.stored = None
 
 
 class ArrivalReader:
@@ -91,7 +102,7 @@ class ArrivalReader:
         self.source = "swarm"
         self.size_bytes = arrival.partial.size_bytes
         self._arrival = arrival
-        self._partial = arrival.partial
+        self._descriptor = os.dup(arrival.partial.fileno())
         self._exchange = exchange
         self._first = on_first_byte
         self._number = arrival.next_reader
@@ -122,14 +133,15 @@ class ArrivalReader:
             self._exchange.feed(ev.HeadMoved(blob=self._arrival.digest, reader=self._number, index=index))
 
     def fileno(self) -> int:
-        return self._partial.fileno()
+        return self._descriptor
 
     def close(self) -> None:
         if self._open:
             self._open = False
+            os.close(self._descriptor)
             self._arrival.readers -= 1
             self._exchange.feed(ev.HeadMoved(blob=self._arrival.digest, reader=self._number, index=None))
-            self._arrival.close_if_idle()
+            self._arrival.close_if_unread()
 
 
 class StoredReader:

@@ -167,8 +167,8 @@ class Exchange:
         try:
             self.content.write(command.blob, command.index, self._arrived, command.checksum)
         except StoreError as error:
-            self.content.failed(command.blob, [error])
             self.feed(ev.PullCancelled(blob=command.blob))
+            self.content.failed(command.blob, [error])
 
     # -------------------------------------------------------------- links
 

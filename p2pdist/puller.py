@@ -11,6 +11,7 @@ every Arrival ends settled.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -36,11 +37,11 @@ from p2pdist.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from p2pdist.core.types import Checksum, Descriptor, Digest, Repository
     from p2pdist.exchange import Exchange
-    from p2pdist.ports import BlobReader, ChunkStore, Origin
+    from p2pdist.ports import BlobReader, ChunkStore, Origin, StoredBlob
 
 log = structlog.get_logger(__name__)
 
@@ -229,18 +230,17 @@ class Puller:
     def chunk_source(self, blob: Digest, index: int) -> tuple[int, int, int, Callable[[], None]] | None:
         arrival = self.arrivals.get(blob)
         if arrival is not None and arrival.partial is not None and arrival.chunks is not None:
-            arrival.readers += 1
             cut = arrival.chunks
-            return arrival.partial.fileno(), cut.start(index), cut.length(index), lambda: self._release(arrival)
+            try:
+                descriptor = os.dup(arrival.partial.fileno())
+            except OSError:
+                return None
+            return descriptor, cut.start(index), cut.length(index), lambda: os.close(descriptor)
         stored = self._store.open(blob)
         if stored is None:
             return None
         cut = ChunkMap(stored.size_bytes, stored.chunk_bytes)
         return stored.fileno(), cut.start(index), cut.length(index), stored.close
-
-    def _release(self, arrival: Arrival) -> None:
-        arrival.readers -= 1
-        arrival.close_if_idle()
 
     def write(self, blob: Digest, index: int, data: memoryview, checksum: Checksum) -> None:
         arrival = self.arrivals.get(blob)
@@ -257,7 +257,7 @@ class Puller:
         grown = arrival.chunks.contiguous_stop(arrival.have, 0)
         if grown - arrival.hashed_upto >= HASH_BATCH_BYTES and grown < arrival.chunks.size_bytes:
             arrival.hashed_upto = grown
-            self._nursery.start_soon(self._hash, arrival)
+            self._nursery.start_soon(self._on_disk, arrival, self._hash)
         arrival.wake()
 
     def _count(self, arrival: Arrival, index: int, size: int) -> None:
@@ -280,9 +280,20 @@ class Puller:
         arrival.from_peers += len(body)
         self._exchange.feed(ev.ChunkWritten(blob=arrival.digest, index=0))
 
+    async def _on_disk(self, arrival: Arrival, work: Callable[[Arrival], Awaitable[None]]) -> None:
+        """Do some work for a pull; it fails where the disk does."""
+        try:
+            await work(arrival)
+        except (StoreError, OSError) as error:
+            self._cancel(arrival, error)
+
+    def _cancel(self, arrival: Arrival, cause: Exception) -> None:
+        self._exchange.feed(ev.PullCancelled(blob=arrival.digest))
+        self.failed(arrival.digest, [cause])
+
     async def _hash(self, arrival: Arrival) -> None:
         async with arrival.hashing:
-            if arrival.partial is not None and arrival.failure is None and not arrival.stored:
+            if arrival.partial is not None and arrival.failure is None and not arrival.verified:
                 await trio.to_thread.run_sync(arrival.partial.hash_prefix)
 
     def forget(self, blob: Digest, indices: list[int]) -> None:
@@ -321,7 +332,7 @@ class Puller:
         self._rechecks.pop(arrival.digest, None)
         if self.arrivals.get(arrival.digest) is arrival:
             del self.arrivals[arrival.digest]
-        arrival.close_if_idle()
+        arrival.end(None)
         self.finished(arrival)
 
     # ----------------------------------------------------------------- origin
@@ -362,7 +373,9 @@ class Puller:
         """Fetch a manifest from the origin."""
         manifest = await self._origin.get_manifest(arrival.repository, arrival.digest)
         public = arrival.shared
-        self._store.add(arrival.digest, manifest.body, media_type=manifest.media_type, public=public)
+        await trio.to_thread.run_sync(
+            lambda: self._store.add(arrival.digest, manifest.body, media_type=manifest.media_type, public=public)
+        )
         arrival.from_origin += len(manifest.body)
         checksums = (checksum_of(manifest.body),) if manifest.body else ()
         self._exchange.feed(
@@ -385,9 +398,9 @@ class Puller:
             self._exchange.feed(ev.BlobVerified(blob=blob))
             self._finish(arrival)
         else:
-            self._nursery.start_soon(self._check, arrival, arrival.partial)
+            self._nursery.start_soon(self._on_disk, arrival, self._check)
 
-    async def _check(self, arrival: Arrival, partial: object) -> None:
+    async def _check(self, arrival: Arrival) -> None:
         """Compare the whole blob's SHA-256 with its digest; commit, or find out who lied."""
         blob = arrival.partial
         assert blob is not None
@@ -401,23 +414,22 @@ class Puller:
         arrival.wake()
         try:
             stored = await trio.to_thread.run_sync(lambda: blob.commit(public=arrival.shared))
-            stored.close()
         except StoreError as error:
+            stored = None
             # The readers have it all; only later ones will have to pull again.
             log.error("blob not kept", blob=arrival.digest, why=str(error))
             self._exchange.feed(ev.BlobEvicted(blob=arrival.digest))
-        self._finish(arrival)
+        self._finish(arrival, stored)
 
-    def _finish(self, arrival: Arrival) -> None:
+    def _finish(self, arrival: Arrival, stored: StoredBlob | None = None) -> None:
         arrival.verified = True
-        arrival.stored = True
         self._splits[arrival.digest] = Split(arrival.from_peers, arrival.from_origin)
         while len(self._splits) > MAX_SPLITS:
             self._splits.popitem(last=False)
         self._rechecks.pop(arrival.digest, None)
         self.arrivals.pop(arrival.digest, None)
         arrival.wake()
-        arrival.close_if_idle()
+        arrival.end(stored)
         self.finished(arrival)
 
     async def _find_wrong_chunks(self, arrival: Arrival) -> None:
@@ -455,9 +467,8 @@ class Puller:
 
     def _give_up(self, arrival: Arrival, suspects: list[int], cause: Exception) -> None:
         """Fail the pull and throw away what nobody can vouch for."""
-        self._exchange.feed(ev.PullCancelled(blob=arrival.digest))
         self.forget(arrival.digest, suspects)
-        self.failed(arrival.digest, [cause])
+        self._cancel(arrival, cause)
 
 
 def _plain(failure: PullFailed) -> P2PDistError:
