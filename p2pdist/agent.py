@@ -100,6 +100,7 @@ class Agent:
             self.tracker = TrackerClient(addresses, self._hello, self.exchange, rng)
             self.exchange.tracker = self.tracker
         self.metrics = CollectorRegistry()
+        self.mirror_metrics = MirrorMetrics(self.metrics)
         self.mdns_state = "off"
         self._peer_port = 0
         self._rng = rng
@@ -163,7 +164,7 @@ class Agent:
             config.registries,
             config.default_registry,
             any_registry=config.allow_any_registry,
-            metrics=MirrorMetrics(self.metrics),
+            metrics=self.mirror_metrics,
         )
         admin = Admin(self.metrics, self.ready, self.status, names=[config.admin_listen.host])
         return (
@@ -300,7 +301,7 @@ class Agent:
                 for arrival in list(self.puller.arrivals.values())
             ],
             "bytes": {
-                "to_runtime": self.bytes_to_runtime(),
+                "to_runtime": self.mirror_metrics.sent_bytes,
                 "from_peers": counters.from_peers,
                 "from_origin": counters.from_origin,
                 "to_peers": counters.to_peers,
@@ -309,9 +310,6 @@ class Agent:
             "images_pulled": self.images.pulled,
             "control_bytes": self.control_bytes(),
         }
-
-    def bytes_to_runtime(self) -> int:
-        return int(self.metrics.get_sample_value("p2pdist_mirror_sent_bytes_total") or 0)
 
     def control_bytes(self) -> int:
         """Return the bytes of messages sent to peers and the scheduler so far."""

@@ -117,7 +117,10 @@ class MirrorMetrics:
             buckets=_FIRST_BYTE_BUCKETS_S,
         )
 
+        self.sent_bytes = 0
+
     def count(self, exchange: Exchange) -> None:
+        self.sent_bytes += exchange.sent_bytes
         self._requests.labels(exchange.kind, str(exchange.status)).inc()
         self._sent.inc(exchange.sent_bytes)
         self._first_byte.labels(exchange.kind).observe(exchange.first_byte_s)
