@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cluster of real processes for one test: docker-registry, agents, perhaps a scheduler, each on a host of its own.
+
+Nothing here sleeps to let something happen: `until` looks again and again until it is so, or a generous deadline
+passes; what then fails shows the ends of all logs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+
+from bench.lab import agents as lab_agents
+from bench.lab import http
+from bench.lab.hosts import Link, namespace_lab
+from bench.lab.processes import ProcessGroup
+from bench.lab.pullers import Pull, pull
+from bench.lab.registry import start_registry
+from bench.lab.workspace import workspace
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from bench.lab.agents import Agent
+    from bench.lab.hosts import Host, Lab
+    from bench.lab.images import Image
+    from bench.lab.processes import Process
+    from bench.lab.registry import Registry
+    from bench.lab.workspace import Workspace
+
+T = TypeVar("T")
+
+REPOSITORY = "library/demo"
+SCHEDULER, MDNS, ALONE = "scheduler", "mdns", "alone"
+"""How the agents of a cluster find each other."""
+
+UNSHAPED = Link()
+DEADLINE_S = 90.0
+"""For anything that is waited for: seconds on an idle machine, more beside other tests on two slow cores."""
+
+_POLL_S = 0.05
+_ROOM_BYTES = 512 << 20
+
+
+async def until(condition: Callable[[], T | Awaitable[T]], what: str, *, deadline_s: float = DEADLINE_S) -> T:
+    """Return the first true value of `condition` (which may be async); fail where none comes in time."""
+    with trio.move_on_after(deadline_s):
+        while True:
+            found = condition()
+            value = await found if inspect.isawaitable(found) else found
+            if value:
+                return value
+            await trio.sleep(_POLL_S)
+    raise AssertionError(f"not within {deadline_s:.0f} s: {what}")
+
+
+@dataclass(slots=True)
+class Cluster:
+    """What runs. Hosts are `node1`, `node2`, …, besides `registry` and `scheduler`."""
+
+    lab: Lab
+    space: Workspace
+    group: ProcessGroup
+    registry: Registry
+    found_by: str
+    agents: dict[str, Agent] = field(default_factory=dict)
+    scheduler: Process | None = None
+
+    @property
+    def data(self) -> Path:
+        return self.space.directory("data")
+
+    async def start_scheduler(self) -> None:
+        self.scheduler = await lab_agents.start_scheduler(self.group, self.lab["scheduler"], self.data)
+
+    async def start(
+        self, *names: str, settings: str = "", origin_url: str | None = None, wrapper: Sequence[str] = ()
+    ) -> list[Agent]:
+        """Start agents on these hosts and wait until they are ready and know each other.
+
+        Args:
+            settings: lines of a configuration file.
+            wrapper: as `bench.lab.agents.start_agent` knows it.
+        """
+        flags = self._flags(settings)
+        for name in names:
+            self.agents[name] = lab_agents.start_agent(
+                self.group,
+                self.lab[name],
+                self.data,
+                origin_url or self.registry.base_url,
+                flags,
+                wrapper=wrapper,
+            )
+        started = [self.agents[name] for name in names]
+        for agent in started:
+            await agent.wait_ready()
+            await until(lambda agent=agent: self._joined(agent), f"{agent.host.name} is part of the cluster")
+        return started
+
+    def _flags(self, settings: str) -> list[str]:
+        flags = lab_agents.found_by(self.lab["scheduler"] if self.found_by == SCHEDULER else None)
+        if self.found_by == ALONE:
+            flags = ["--no-mdns"]
+        if settings:
+            file = self.space.path / "agent.toml"
+            file.write_text(settings)
+            flags = [*flags, "--config", str(file)]
+        return flags
+
+    async def _joined(self, agent: Agent) -> bool:
+        status = await agent.status()
+        if self.found_by == SCHEDULER:
+            return bool(status.get("scheduler", {}).get("connected"))
+        living = sum(other.process.running for other in self.agents.values())
+        return self.found_by == ALONE or len(status.get("peers", [])) >= living - 1
+
+    async def pull(self, name: str, image: Image, reference: str | None = None) -> Pull:
+        """Pull through one agent, as containerd does, with every digest checked, and fail where that fails."""
+        record = Pull(name)
+        await self.pull_into(record, image, reference)
+        self.expect_right([record])
+        return record
+
+    async def pull_into(self, record: Pull, image: Image, reference: str | None = None) -> None:
+        source, host = self.agents[record.node].source, self.lab[record.node]
+        await pull(record, host, source, REPOSITORY, reference or image.tag, deadline_s=DEADLINE_S)
+
+    def expect_right(self, pulls: Sequence[Pull]) -> None:
+        wrong = {record.node: record.error or "not ended" for record in pulls if not record.right}
+        assert not wrong, wrong
+
+    async def status(self, name: str) -> dict[str, Any]:
+        return await until(self.agents[name].status, f"{name} tells its status")
+
+    async def moved(self, name: str) -> dict[str, int]:
+        """Return the bytes that an agent moved: `to_runtime`, `from_peers`, `from_origin`, …"""
+        moved: dict[str, int] = (await self.status(name))["bytes"]
+        return moved
+
+    async def settled(self, names: Sequence[str] = ()) -> None:
+        """Wait until agents (all that run) have nothing on its way: what was pulled is committed."""
+        for name in names or [name for name, agent in self.agents.items() if agent.process.running]:
+            await until(lambda name=name: self._idle(name), f"{name} has committed all that it pulled")
+
+    async def _idle(self, name: str) -> bool:
+        return (await self.status(name))["pulls"] == []
+
+    async def ready_parts(self, name: str) -> Mapping[str, Any]:
+        """Return what `/readyz` says of each part of an agent."""
+        host = self.lab[name]
+        said = await http.get_json(host, f"http://{host.local_address}:5052/readyz", timeout_s=2.0)
+        return (said or {}).get("parts", {})
+
+    def log(self, name: str) -> str:
+        """Return what an agent has written so far."""
+        return self.agents[name].process.log.read_text(errors="replace")
+
+    async def account(self) -> str:
+        """Return what a person needs who asks why a test failed: each agent's status and the end of its log."""
+        lines = []
+        for agent in self.agents.values():
+            status = await agent.status() if agent.process.running else f"exit code {agent.process.exit_code}"
+            lines += [f"--- {agent.process.name}: {status}", agent.process.tail()]
+        return "\n".join(lines)
+
+    def requests(self) -> list[dict[str, Any]]:
+        """Return the registry's log of the responses that it has written."""
+        lines = self.registry.process.log.read_bytes().splitlines(keepends=True)
+        entries = [json.loads(line) for line in lines if b'"http.response.written"' in line and line.endswith(b"\n")]
+        # The lab's own pushes come without a User-Agent.
+        return [entry for entry in entries if entry.get("http.request.useragent")]
+
+
+@asynccontextmanager
+async def open_cluster(
+    program: str,
+    *images: Image,
+    nodes: int,
+    found_by: str = SCHEDULER,
+    link: Link = UNSHAPED,
+    origin: Link = UNSHAPED,
+) -> AsyncIterator[Cluster]:
+    """Build hosts, start a registry that has the images and, where it is wanted, a scheduler; no agents yet.
+
+    Args:
+        program: docker-registry.
+        link: of each node; `origin`: of the registry's host.
+    """
+    links = {"registry": origin, "scheduler": UNSHAPED} | {f"node{number}": link for number in range(1, nodes + 1)}
+    async with AsyncExitStack() as stack:
+        space = stack.enter_context(workspace(_ROOM_BYTES))
+        lab = stack.enter_context(namespace_lab(links))
+        group = stack.enter_context(ProcessGroup(space.logs))
+        registry = await start_registry(group, lab["registry"], space, program=program)
+        for image in images:
+            await trio.to_thread.run_sync(registry.push, image, REPOSITORY)
+        cluster = Cluster(lab, space, group, registry, found_by)
+        if found_by == SCHEDULER:
+            await cluster.start_scheduler()
+        try:
+            yield cluster
+        except Exception as error:
+            error.add_note(await cluster.account())
+            raise
+
+
+async def run_to_end(command: Sequence[str], *, host: Host | None = None, env: Mapping[str, str] | None = None) -> str:
+    """Run a program to its end, on a host if one is named, and return its output; fail where it fails."""
+    prefix = host.command_prefix if host else ()
+    with trio.fail_after(DEADLINE_S):
+        done = await trio.run_process(
+            [*prefix, *command], capture_stdout=True, capture_stderr=True, check=False, env=env
+        )
+    said = done.stderr.decode(errors="replace")
+    assert done.returncode == 0, f"{' '.join(command)}: exit code {done.returncode}\n{said}"
+    return done.stdout.decode()
+
+
+def part_done(pulls: Sequence[Pull], image: Image) -> float:
+    """Return which part of all bytes has arrived."""
+    return sum(record.done_bytes for record in pulls) / (image.pull_bytes * len(pulls))

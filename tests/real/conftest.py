@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests with real processes share: the images, and what has to be installed. All of them are marked `real`."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from bench.lab.images import make_machine_image, make_random_image
+from tests.real.cluster import open_cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from bench.lab.images import Image
+    from tests.real.cluster import Cluster
+
+MIB = 1 << 20
+FILES = (Path("/usr/bin"), Path("/usr/lib/x86_64-linux-gnu"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.real)
+            item.add_marker(pytest.mark.timeout(300))
+
+
+@pytest.fixture(scope="session")
+def cluster_of(require: Callable[[str, str], str]) -> Callable[..., AbstractAsyncContextManager[Cluster]]:
+    """Return `open_cluster`; where its parts are missing the test fails in CI and is skipped elsewhere."""
+    for command in ("ip", "tc"):
+        require(command, "iproute2")
+    program = require("docker-registry", "docker-registry")
+    if os.geteuid() != 0:
+        missing = "this test makes network namespaces: run it as root"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return partial(open_cluster, program)
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """An image that runtimes can unpack: the machine's own files in three gzip layers, for amd64 and arm64."""
+    layout = tmp_path_factory.mktemp("image") / "layout"
+    return trio.run(partial(make_machine_image, layout, image_bytes=6 * MIB, layers=3, roots=FILES))
+
+
+@pytest.fixture(scope="session")
+def large_image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """16 MiB in three layers that do not compress: 64 chunks."""
+    layout = tmp_path_factory.mktemp("large") / "layout"
+    return trio.run(partial(make_random_image, layout, image_bytes=16 * MIB, layers=3, seed=1))
+
+
+@pytest.fixture(scope="session")
+def small_image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """1 MiB in two layers."""
+    layout = tmp_path_factory.mktemp("small") / "layout"
+    return trio.run(partial(make_random_image, layout, image_bytes=MIB, layers=2, seed=2, tag="small"))
