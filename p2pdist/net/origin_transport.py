@@ -83,7 +83,9 @@ class Transport:
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
         with _translated(url):
             response = await self._pool.handle_async_request(
-                httpcore.Request(method, target, headers=headers, content=content, extensions=self._extensions)
+                httpcore.Request(
+                    method, target, headers=headers, content=_Content(content), extensions=self._extensions
+                )
             )
         return Answer(response, url)
 
@@ -136,6 +138,22 @@ class Answer:
             with suppress(httpcore.NetworkError, httpcore.ProtocolError):
                 async for _ in self._parts:
                     pass
+
+
+class _Content:
+    """A request's body as httpcore wants it; no generator, which a cancelled request would leave suspended."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __aiter__(self) -> _Content:
+        return self
+
+    async def __anext__(self) -> bytes:
+        data, self._data = self._data, b""
+        if not data:
+            raise StopAsyncIteration
+        return data
 
 
 @contextmanager
