@@ -143,5 +143,8 @@ def verdict(direct: Result, swarm: Result, *, shaped: bool) -> str:
         f"{direct.last_s:.1f} s, and {egress}"
     )
     if swarm.void:
-        said += f"\n(This machine's CPU was {1 - swarm.idle_cpu_ratio:.0%} busy and set the pace; try with nothing else running, or fewer nodes.)"
+        said += (
+            f"\n(This machine's CPU was {1 - swarm.idle_cpu_ratio:.0%} busy and set the pace; "
+            "try with nothing else running, or fewer nodes.)"
+        )
     return said
