@@ -54,6 +54,7 @@ log = structlog.get_logger(__name__)
 
 ORIGIN_CONNECTIONS = 16
 ADMIN_CONNECTIONS = 32
+WILDCARDS = ("0.0.0.0", "::")
 STORED_AT_ONCE = 1000
 """Digests per Stored message to the scheduler."""
 STOP_S = 5.0
@@ -214,8 +215,8 @@ class Agent:
 
     async def _discover(self) -> None:
         """Announce and find peers by mDNS; where that does not work, say so and go on."""
-        host = "" if self.config.advertise is None else self._advertised().host
-        own = PeerAddress(self.peer_id, host, self._advertised().port, self.config.site, self.config.rack)
+        advertised = self._advertised()
+        own = PeerAddress(self.peer_id, advertised.host, advertised.port, self.config.site, self.config.rack)
         try:
             async with discovery(own, self.config.cluster, lambda address: self.neighbourhood.learn(address, "mdns")):
                 self.mdns_state = "on"
@@ -225,9 +226,10 @@ class Agent:
             log.warning("peers are not looked for by mDNS", why=str(error))
 
     def _advertised(self) -> Address:
-        text = self.config.advertise
+        """Return where peers should dial; an empty host leaves it to whoever sees our connection's source."""
+        text, listened = self.config.advertise, self.config.peer_listen.host
         if text is None:
-            return Address("", self._peer_port)
+            return Address("" if listened in WILDCARDS else listened, self._peer_port)
         try:
             return Address.parse(text)
         except ValueError:
