@@ -704,6 +704,16 @@ async def test_wrong_credentials_are_denied_by_name(registry: FakeRegistry, auth
             await origin.get_manifest(REPO, "v1")
     assert refusal.value.status_code == 401
     assert CANARY not in str(refusal.value)
+    assert len(registry.asked("/v2/")) + len(registry.asked("/token")) == (2 if auth == "basic" else 3)
+
+
+async def test_a_403_to_an_anonymous_token_is_met_with_credentials(registry: FakeRegistry) -> None:
+    registry.auth = "bearer"
+    registry.script("/v2/", Fault(), Fault(status=403))
+    async with client_of(registry, credentials=Vault({"reg.lab": Credentials("me", "pw")})) as origin:
+        assert (await origin.get_manifest(REPO, "v1")).body == MANIFEST
+        assert not origin.is_public(REPO)
+    assert ["authorization" in request.headers for request in registry.asked("/token")] == [False, True]
 
 
 async def test_a_broken_credentials_file_is_named_when_it_is_needed(registry: FakeRegistry) -> None:
