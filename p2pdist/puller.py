@@ -350,7 +350,11 @@ class Puller:
             else:
                 data = await self._read_origin(arrival, index)
                 self._exchange.chunk_in(blob, index, data, checksum_of(data))
-        except (OriginError, IntegrityError, StoreError, InvalidInput) as error:
+        except StoreError as error:
+            # Our own disk fails whatever the source: the runtime is told at once, and why.
+            self._exchange.feed(ev.PullCancelled(blob=blob))
+            self.failed(blob, [error])
+        except (OriginError, IntegrityError, InvalidInput) as error:
             final = isinstance(error, NotFoundAtOrigin | DeniedByOrigin | IntegrityError | InvalidInput)
             pause_s = (error.retry_after_s or 0.0) if isinstance(error, OriginError) else 0.0
             self._exchange.feed(ev.FetchFailed(blob=blob, index=index, error=error, final=final, pause_s=pause_s))
