@@ -7,6 +7,7 @@ passes; what then fails shows the ends of all logs.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -101,7 +102,8 @@ class Cluster:
         started = [self.agents[name] for name in names]
         for agent in started:
             await agent.wait_ready()
-            await until(lambda agent=agent: self._joined(agent), f"{agent.host.name} is part of the cluster")
+            name = agent.host.name
+            await until(lambda name=name: self.joined(name), f"{name} is part of the cluster")
         return started
 
     def _flags(self, settings: str) -> list[str]:
@@ -114,8 +116,9 @@ class Cluster:
             flags = [*flags, "--config", str(file)]
         return flags
 
-    async def _joined(self, agent: Agent) -> bool:
-        status = await agent.status()
+    async def joined(self, name: str) -> bool:
+        """Return whether an agent is connected to the scheduler, or where there is none, to all other agents."""
+        status = await self.agents[name].status()
         if self.found_by == SCHEDULER:
             return bool(status.get("scheduler", {}).get("connected"))
         living = sum(other.process.running for other in self.agents.values())
@@ -128,6 +131,15 @@ class Cluster:
         self.expect_right([record])
         return record
 
+    @asynccontextmanager
+    async def rollout(self, image: Image, *names: str) -> AsyncIterator[list[Pull]]:
+        """Let all these agents' hosts pull at once, beside the block; at its end all pulls have ended."""
+        pulls = [Pull(name) for name in names]
+        async with trio.open_nursery() as nursery:
+            for record in pulls:
+                nursery.start_soon(self.pull_into, record, image)
+            yield pulls
+
     async def pull_into(self, record: Pull, image: Image, reference: str | None = None) -> None:
         source, host = self.agents[record.node].source, self.lab[record.node]
         await pull(record, host, source, REPOSITORY, reference or image.tag, deadline_s=DEADLINE_S)
@@ -135,6 +147,15 @@ class Cluster:
     def expect_right(self, pulls: Sequence[Pull]) -> None:
         wrong = {record.node: record.error or "not ended" for record in pulls if not record.right}
         assert not wrong, wrong
+
+    @asynccontextmanager
+    async def reading(self, name: str, digest: str) -> AsyncIterator[BlobReading]:
+        """Give a running response to a GET of a blob, as a runtime on that agent's host has it."""
+        source = self.agents[name].source
+        async with http.HttpConnection(self.lab[name], source.base_url) as connection:
+            head = await connection.request("GET", source.target(REPOSITORY, "blobs", digest))
+            assert head.status_code == 200, await connection.read_all()
+            yield BlobReading(connection)
 
     async def status(self, name: str) -> dict[str, Any]:
         return await until(self.agents[name].status, f"{name} tells its status")
@@ -176,6 +197,29 @@ class Cluster:
         entries = [json.loads(line) for line in lines if b'"http.response.written"' in line and line.endswith(b"\n")]
         # The lab's own pushes come without a User-Agent.
         return [entry for entry in entries if entry.get("http.request.useragent")]
+
+
+@dataclass(slots=True)
+class BlobReading:
+    """A response that is being read."""
+
+    connection: http.HttpConnection
+    done_bytes: int = 0
+    sha256: Any = field(default_factory=hashlib.sha256)
+    _buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(64 << 10)))
+
+    async def read_some(self) -> int:
+        """Read some bytes and return how many; 0 at the end. Raises HttpFailure where the response is cut."""
+        count = await self.connection.read_into(self._buffer)
+        self.sha256.update(self._buffer[:count])
+        self.done_bytes += count
+        return count
+
+    async def read_to_end(self) -> str:
+        """Read the rest; return the digest of all that was read. Raises HttpFailure."""
+        while await self.read_some():
+            pass
+        return f"sha256:{self.sha256.hexdigest()}"
 
 
 @asynccontextmanager
@@ -224,5 +268,5 @@ async def run_to_end(command: Sequence[str], *, host: Host | None = None, env: M
 
 
 def part_done(pulls: Sequence[Pull], image: Image) -> float:
-    """Return which part of all bytes has arrived."""
+    """Return which part of all bytes the clients have."""
     return sum(record.done_bytes for record in pulls) / (image.pull_bytes * len(pulls))
