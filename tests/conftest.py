@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: `require`, for the real programs that a test drives."""
+"""What all tests share: `require`, for the real programs that a test drives; `quick_clock`, for what waits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
+from trio.testing import MockClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,3 +31,12 @@ def require() -> Callable[[str, str], str]:
         return path
 
     return find
+
+
+@pytest.fixture
+def quick_clock() -> MockClock:
+    """A clock for tests over real loopback sockets: it jumps to the next deadline once nothing has happened for 10 ms.
+
+    It works where the test function itself asks for it.
+    """
+    return MockClock(autojump_threshold=0.01)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Protocol
 
+import structlog
 import trio
 
 from p2pdist.core.wire import VERSION, ChunkSpan, Decoder, Hello, Message, encode
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from random import Random
 
+log = structlog.get_logger(__name__)
+
 CONNECT_S = 5.0
 DEAD_S = 15
 """A scheduler that acknowledges nothing for so long is given up (a frozen or unreachable host)."""
@@ -26,6 +29,7 @@ FIRST_PAUSE_S = 0.25
 LAST_PAUSE_S = 5.0
 RECEIVE_BYTES = 64 * 1024
 MAX_QUEUED_BYTES = 16 * 1024 * 1024
+"""Messages that wait for a scheduler that reads nothing, before it is given up."""
 
 
 class TrackerHandler(Protocol):
@@ -52,10 +56,15 @@ class TrackerClient:
         self._rng = rng
         self._pending = bytearray()
         self._wake = trio.Event()
+        self._scope = trio.CancelScope()
+        self._reported: set[tuple[str, str]] = set()
 
     def send(self, message: Message) -> None:
         """Queue a message; without a connection it is dropped, for a new one begins with all that matters."""
-        if self.connected_to is None or len(self._pending) > MAX_QUEUED_BYTES:
+        if self.connected_to is None:
+            return
+        if len(self._pending) > MAX_QUEUED_BYTES:
+            self._scope.cancel()
             return
         frame = encode(message)
         self.control_bytes += len(frame)
@@ -70,16 +79,25 @@ class TrackerClient:
             host, port = self._addresses[turn % len(self._addresses)]
             turn += 1
             began = trio.current_time()
+            why = "it closed the connection"
             try:
                 await self._session(host, port)
-                why = "it closed the connection"
-            except (P2PDistError, OSError, trio.BrokenResourceError) as error:
-                why = str(error) or type(error).__name__
+            except* (P2PDistError, OSError, trio.BrokenResourceError) as group:
+                # Reader and writer may find it broken at the same time.
+                why = str(group.exceptions[0]) or type(group.exceptions[0]).__name__
             if self.connected_to is not None:
                 self.connected_to = None
                 self._handler.scheduler_lost(f"{host}:{port}", why)
+            else:
+                self._report(f"{host}:{port}", why)
             pause_s = FIRST_PAUSE_S if trio.current_time() - began > LAST_PAUSE_S else min(2 * pause_s, LAST_PAUSE_S)
             await trio.sleep(pause_s * (0.5 + self._rng.random()))
+
+    def _report(self, address: str, why: str) -> None:
+        """Log why a scheduler is not reached, each reason once until one is."""
+        if (address, why) not in self._reported:
+            self._reported.add((address, why))
+            log.warning("scheduler not reached; the agents coordinate themselves meanwhile", address=address, why=why)
 
     async def _session(self, host: str, port: int) -> None:
         try:
@@ -87,23 +105,32 @@ class TrackerClient:
                 stream = await trio.open_tcp_stream(host, port)
         except trio.TooSlowError as error:
             raise PeerUnavailable(f"scheduler {host}:{port} does not answer") from error
+        except ValueError as error:
+            raise PeerUnavailable(f"scheduler {host}:{port} cannot be a host's name: {error}") from error
+        async with stream:
+            await self._converse(stream, f"{host}:{port}")
+
+    async def _converse(self, stream: trio.SocketStream, address: str) -> None:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_S // 3)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, DEAD_S // 3)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_S * 1000)
-        async with stream:
-            decoder = Decoder()
-            early = await self._greet(stream, decoder, f"{host}:{port}")
+        decoder = Decoder()
+        early = await self._greet(stream, decoder, address)
+        with trio.CancelScope() as self._scope:
             self._pending.clear()
-            self.connected_to = f"{host}:{port}"
-            self._handler.scheduler_connected(self.connected_to)
+            self.connected_to = address
+            self._reported.clear()
+            self._handler.scheduler_connected(address)
             self._take_in(early)
-            async with trio.open_nursery(strict_exception_groups=False) as nursery:
+            async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write, stream)
                 while data := await stream.receive_some(RECEIVE_BYTES):
                     self._take_in(decoder.feed(memoryview(data)))
                 nursery.cancel_scope.cancel()
+        if self._scope.cancelled_caught:
+            raise PeerUnavailable(f"scheduler {address} reads nothing")
 
     async def _greet(self, stream: trio.SocketStream, decoder: Decoder, address: str) -> list[Message | ChunkSpan]:
         try:
