@@ -39,7 +39,11 @@ class Content(Protocol):
         """Return an empty buffer as long as the chunk; None where the blob is not wanted any more."""
 
     def chunk_source(self, blob: Digest, index: int) -> tuple[int, int, int, Callable[[], None]] | None:
-        """Return the descriptor, start, length and what to call when it is sent; None where it is gone."""
+        """Return the descriptor, start, length and what to call when it is sent; None where it is gone.
+
+        Raises:
+            StoreError: it is there and cannot be read.
+        """
 
     def write(self, blob: Digest, index: int, data: memoryview, checksum: Checksum) -> None:
         """Write the chunk; ChunkWritten or BlobRejected is fed. Raises StoreError."""
@@ -151,16 +155,18 @@ class Exchange:
 
     def _send_chunk(self, command: ev.SendChunk) -> None:
         link = self.links.get(command.peer)
-        source = self.content.chunk_source(command.blob, command.index)
         if link is None:
+            return
+        try:
+            source = self.content.chunk_source(command.blob, command.index)
             if source is not None:
-                source[3]()
-        elif source is None:
-            link.send(Refuse(command.number))
+                link.send_chunk(command.number, *source)
+                return
             self.feed(ev.BlobEvicted(blob=command.blob))
-            self.feed(ev.ChunkSent(peer=command.peer, number=command.number))
-        else:
-            link.send_chunk(command.number, *source)
+        except StoreError as error:
+            log.error("chunk not sent to a peer", blob=command.blob, index=command.index, why=str(error))
+        link.send(Refuse(command.number))
+        self.feed(ev.ChunkSent(peer=command.peer, number=command.number))
 
     def _write(self, command: ev.WriteChunk) -> None:
         assert self._arrived is not None

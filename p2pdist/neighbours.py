@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 
 MAX_KNOWN = 4096
 MAX_DIALS = 16
+MAX_GREETING = 64
+"""Inbound connections that have not said who they are; more are closed at once."""
 FIRST_PAUSE_S = 1.0
 LAST_PAUSE_S = 60.0
 SCHEDULER_TRIES = 4
@@ -58,8 +60,9 @@ class Neighbourhood:
         self._own_hello = own_hello
         self._degree = degree
         self._max_peers = max_peers
-        self._since: dict[PeerId, float] = {}
         self._dials = trio.CapacityLimiter(MAX_DIALS)
+        self._dialling = 0
+        self._greeting = 0
         self._changed = trio.Event()
 
     def learn(self, address: PeerAddress, source: str) -> None:
@@ -85,24 +88,25 @@ class Neighbourhood:
                 for known in list(self.known.values()):
                     if self._should_dial(known):
                         known.dialling = True
+                        self._dialling += 1
                         nursery.start_soon(self._dial, known)
                 with trio.move_on_after(REVIEW_S):
                     await self._changed.wait()
 
     def _should_dial(self, known: _Known) -> bool:
         peer, now, links = known.address.peer_id, trio.current_time(), self.exchange.links
-        if known.dialling or peer in links or known.not_before > now or len(links) >= self._max_peers:
+        if known.dialling or peer in links or known.not_before > now:
             return False
         if self.exchange.machine.book.is_banned(peer, now):
             return False
-        return known.source == "scheduler" or len(links) < self._degree
+        limit = self._max_peers if known.source == "scheduler" else self._degree
+        return len(links) + self._dialling < limit
 
     async def _dial(self, known: _Known) -> None:
         address = known.address
         try:
-            async with self._dials:
-                sock = await connect(address.host, address.port)
-            await self._serve(sock, dialled=True, source=known.source, expected=address.peer_id)
+            link = await self._reach(known)
+            await self._run(link)
             known.failures = 0
             known.not_before = trio.current_time() + FIRST_PAUSE_S
         except P2PDistError as error:
@@ -115,18 +119,32 @@ class Neighbourhood:
         finally:
             known.dialling = False
 
+    async def _reach(self, known: _Known) -> PeerLink:
+        address = known.address
+        try:
+            async with self._dials:
+                sock = await connect(address.host, address.port)
+            return await self._greet(sock, dialled=True, source=known.source, expected=address.peer_id)
+        finally:
+            self._dialling -= 1
+
     async def accept(self, stream: trio.SocketStream) -> None:
         """Serve a peer that dialled us, until it goes; nothing that it does ends the agent."""
-        if len(self.exchange.links) >= self._max_peers:
+        if self._greeting >= MAX_GREETING:
             await trio.aclose_forcefully(stream)
             return
+        self._greeting += 1
         try:
-            await self._serve(detach(stream), dialled=False, source="inbound", expected=None)
+            link = await self._greet(detach(stream), dialled=False, source="inbound", expected=None)
         except P2PDistError as error:
             log.debug("inbound peer refused", why=str(error))
+            return
+        finally:
+            self._greeting -= 1
+        await self._run(link)
 
-    async def _serve(self, sock: socket.socket, *, dialled: bool, source: str, expected: PeerId | None) -> None:
-        """Greet, then run the link until it ends."""
+    async def _greet(self, sock: socket.socket, *, dialled: bool, source: str, expected: PeerId | None) -> PeerLink:
+        """Return the link to the peer at the other end, admitted; else the socket is closed and P2PDistError raised."""
         decoder = Decoder()
         try:
             hello, early = await greet(sock, self._own_hello(), decoder)
@@ -135,13 +153,17 @@ class Neighbourhood:
         except BaseException:
             sock.close()
             raise
+        return link
+
+    async def _run(self, link: PeerLink) -> None:
+        """Run an admitted link until it ends."""
         why = "closed"
         try:
             await link.run()
         except RemoteProtocolError as error:
             why = str(error)
             log.warning("peer broke the protocol", peer=link.peer_id, address=link.address, why=why)
-        except PeerUnavailable as error:
+        except P2PDistError as error:
             why = str(error)
         finally:
             self.exchange.remove_link(link)
@@ -160,10 +182,11 @@ class Neighbourhood:
         old = self.exchange.links.get(peer)
         if old is not None:
             dialler = own if link.dialled else peer
-            if now - self._since.get(peer, now) < YOUNG_S and old.dialled != link.dialled and dialler != min(own, peer):
+            if now - old.since < YOUNG_S and old.dialled != link.dialled and dialler != min(own, peer):
                 raise PeerUnavailable("there is a connection to this peer already")
             old.close("another connection to the same peer took its place")
             self.exchange.remove_link(old)
-        self._since[peer] = now
+        elif len(self.exchange.links) >= self._max_peers:
+            raise PeerUnavailable(f"there are {self._max_peers} connections already")
         self.exchange.add_link(link)
         log.debug("peer connected", peer=peer, address=link.address, source=link.source)

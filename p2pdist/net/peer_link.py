@@ -194,6 +194,7 @@ class PeerLink:
         self.peer_id = hello.peer_id
         self.dialled = dialled
         self.source = source
+        self.since = trio.current_time()
         self.control_bytes = 0
         self.why = ""
         """Why the link ended, where we ended it."""
