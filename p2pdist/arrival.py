@@ -2,8 +2,9 @@
 """One blob on its way into the store, and the runtimes that read it meanwhile.
 
 Invariants: bytes become readable only once their chunk is checked; the last chunk only once the whole
-blob's SHA-256 is right; a reader has a descriptor of its own, so the pull's end does not disturb it; the
-stored blob stays open, and so is not evicted, until the last of them has gone.
+blob's SHA-256 is right, and never to a reader that was given a chunk which proved wrong; a reader has a
+descriptor of its own, so the pull's end does not disturb it; the stored blob stays open, and so is not
+evicted, until the last of them has gone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from p2pdist.core import events as ev
-from p2pdist.errors import PullFailed, TransferTimeout
+from p2pdist.core.chunkmap import chunk_set
+from p2pdist.errors import IntegrityError, PullFailed, TransferTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 READ_STALL_S = 75.0
 """A reader that gets no byte for so long is cut; the pull itself gives up earlier."""
+DOUBT_S = 5.0
+"""What only its sender vouches for is kept from a reader for so long, for by then small blobs are verified. Where there
+is no second witness a large one must flow on: CRI-O 1.32 gives up after 10 s without a byte."""
 
 
 @dataclass(slots=True)
@@ -39,6 +44,8 @@ class Arrival:
     partial: PartialBlob | None = None
     chunks: ChunkMap | None = None
     have: int = 0
+    resumed: int = 0
+    """Chunks of an earlier run, whose sources are not known any more."""
     verified: bool = False
     failure: PullFailed | None = None
     from_peers: int = 0
@@ -47,7 +54,7 @@ class Arrival:
     """Chunks read from the origin in this run: beyond suspicion when the SHA-256 is wrong."""
     hashed_upto: int = 0
     hashing: trio.Lock = field(default_factory=trio.Lock)
-    readers: int = 0
+    readers: set[ArrivalReader] = field(default_factory=set)
     next_reader: int = 0
     settled: trio.Event = field(default_factory=trio.Event)
     """Set once verified or failed."""
@@ -73,13 +80,27 @@ class Arrival:
             self.failure = PullFailed(self.digest, causes)
             self.wake()
 
-    def readable_stop(self, start: int, stop: int) -> int:
-        """Return where the bytes that may be read from `start` on end; `start` itself where there are none."""
+    def readable_stop(self, start: int, stop: int, vouched: int) -> int:
+        """Return where the bytes that may be read from `start` on end; `start` itself where there are none.
+
+        Args:
+            vouched: chunks for which more than their senders speaks.
+        """
         assert self.chunks is not None
         if self.verified:
             return stop
-        last = self.chunks.start(self.chunks.count - 1)
-        return min(stop, last, self.chunks.contiguous_stop(self.have, start // self.chunks.chunk_bytes))
+        last, index = self.chunks.start(self.chunks.count - 1), start // self.chunks.chunk_bytes
+        return min(stop, last, self.chunks.contiguous_stop(self.have & (vouched | self.resumed), index))
+
+    def recall(self, indices: list[int]) -> None:
+        """Forget chunks that proved wrong, and cut off the readers that were given any of them."""
+        assert self.chunks is not None
+        gone = chunk_set(indices)
+        self.have &= ~gone
+        self.resumed &= ~gone
+        for reader in self.readers:
+            reader.recall(self.chunks, indices)
+        self.wake()
 
     def end(self, stored: StoredBlob | None) -> None:
         """Close the file: the blob is stored, or the pull has failed."""
@@ -107,25 +128,42 @@ class ArrivalReader:
         self._first = on_first_byte
         self._number = arrival.next_reader
         self._head: int | None = None
+        self._given: tuple[int, int] | None = None
+        """The span of bytes that the runtime has, or is being sent."""
+        self._misled = False
         self._open = True
         arrival.next_reader += 1
-        arrival.readers += 1
+        arrival.readers.add(self)
 
     async def available(self, start: int, stop: int) -> int:
-        arrival = self._arrival
+        arrival, asked_at = self._arrival, trio.current_time()
         assert arrival.chunks is not None
         while True:
             if arrival.failure is not None:
                 raise arrival.failure
-            end = arrival.readable_stop(start, stop)
+            if self._misled:
+                raise PullFailed(arrival.digest, [IntegrityError("a peer's wrong bytes had been passed on")])
+            doubt_s = asked_at + DOUBT_S - trio.current_time()
+            end = arrival.readable_stop(start, stop, self._vouched() if doubt_s > 0 else arrival.have)
             self._move_head(min(max(end, start), self.size_bytes - 1) // arrival.chunks.chunk_bytes)
             if end > start:
                 self._first()
+                self._given = (start if self._given is None else min(start, self._given[0]), end)
                 return end
-            with trio.move_on_after(READ_STALL_S) as scope:
+            with trio.move_on_after(doubt_s if doubt_s > 0 else READ_STALL_S) as scope:
                 await arrival.changed()
-            if scope.cancelled_caught:
+            if scope.cancelled_caught and doubt_s <= 0:
                 raise PullFailed(arrival.digest, [TransferTimeout(f"no byte came for {READ_STALL_S:.0f} s")])
+
+    def _vouched(self) -> int:
+        progress = self._exchange.machine.blobs.get(self._arrival.digest)
+        return progress.offered if progress is not None else 0
+
+    def recall(self, chunks: ChunkMap, indices: list[int]) -> None:
+        """Give nothing more if any of these chunks has been given."""
+        if self._given is not None:
+            given = chunks.covering(*self._given)
+            self._misled = self._misled or any(index in given for index in indices)
 
     def _move_head(self, index: int) -> None:
         if index != self._head and not self._arrival.verified:
@@ -139,7 +177,7 @@ class ArrivalReader:
         if self._open:
             self._open = False
             os.close(self._descriptor)
-            self._arrival.readers -= 1
+            self._arrival.readers.discard(self)
             self._exchange.feed(ev.HeadMoved(blob=self._arrival.digest, reader=self._number, index=None))
             self._arrival.close_if_unread()
 

@@ -16,7 +16,7 @@ import trio
 
 from p2pdist.core import events as ev
 from p2pdist.core.pull import TICK_S
-from p2pdist.core.wire import Ask, Hello, Neighbours, Refuse, Resolved, Take
+from p2pdist.core.wire import Ask, Checksums, Have, Hello, Neighbours, Refuse, Resolved, Share, Take
 from p2pdist.errors import RemoteProtocolError, StoreError
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ class Content(Protocol):
         """Write the chunk; ChunkWritten or BlobRejected is fed. Raises StoreError."""
 
     def forget(self, blob: Digest, indices: list[int]) -> None: ...
+
+    def heard(self, blob: Digest) -> None:
+        """Let readers look again: somebody spoke for the blob's chunks."""
 
     def fetch(self, blob: Digest, index: int) -> None:
         """Begin to read a chunk from the origin; ChunkArrived, BlobStored or FetchFailed is fed later."""
@@ -205,6 +208,8 @@ class Exchange:
         if isinstance(message, Hello):
             raise RemoteProtocolError("a second hello")
         self.feed(ev.PeerSaid(peer=peer, message=message))
+        if isinstance(message, Share | Have):
+            self.content.heard(message.blob)
 
     def chunk_sent(self, peer: PeerId, number: int) -> None:
         self.feed(ev.ChunkSent(peer=peer, number=number))
@@ -244,3 +249,5 @@ class Exchange:
                 self.on_resolved(message)
             case _:
                 self.feed(ev.SchedulerSaid(message=message))
+                if isinstance(message, Checksums):
+                    self.content.heard(message.blob)

@@ -198,7 +198,7 @@ class Puller:
             raise
         arrival.chunks = cut
         have = arrival.partial.have()
-        arrival.have = chunk_set(have)
+        arrival.have = arrival.resumed = chunk_set(have)
         self._begin(arrival, size_bytes, have)
         return arrival
 
@@ -299,9 +299,14 @@ class Puller:
     def forget(self, blob: Digest, indices: list[int]) -> None:
         arrival = self.arrivals.get(blob)
         if arrival is not None and arrival.partial is not None:
-            arrival.have &= ~chunk_set(indices)
             arrival.hashed_upto = 0
             arrival.partial.reject(indices)
+            arrival.recall(indices)
+
+    def heard(self, blob: Digest) -> None:
+        arrival = self.arrivals.get(blob)
+        if arrival is not None and arrival.readers:
+            arrival.wake()
 
     def look_up(self, blob: Digest) -> None:
         stored = self._store.open(blob)
