@@ -119,17 +119,16 @@ class Agent:
 
     async def _run(self, stack: AsyncExitStack) -> None:
         config = self.config
-        mirrors = await open_listeners(config.mirror_listen.host, config.mirror_listen.port)
-        peers = await open_listeners(config.peer_listen.host, config.peer_listen.port)
-        admins = await open_listeners(config.admin_listen.host, config.admin_listen.port)
-        for listener in (*mirrors, *peers, *admins):
-            stack.push_async_callback(trio.aclose_forcefully, listener)
+        mirrors, peers, admins = [
+            await _listen(stack, address) for address in (config.mirror_listen, config.peer_listen, config.admin_listen)
+        ]
         self._peer_port = peers[0].socket.getsockname()[1]
         origin = self._origin()
         stack.push_async_callback(_close_in_time, origin)
         async with trio.open_nursery() as nursery:
             puller = Puller(self.store, origin, self.exchange, nursery, may_share=self._sharing(origin))
             images = Images(self.store, origin, puller, nursery, prefetch=config.prefetch)
+            stack.callback(puller.close)
             self._join_up(puller, images)
             self.metrics.register(AgentCollector(self, origin))
             ProcessCollector(registry=self.metrics)
@@ -257,7 +256,11 @@ class Agent:
     def _evicted(self, digest: Digest) -> None:
         """Stop announcing an evicted blob; the store calls this from whatever thread made room."""
         if self._token is not None:
-            self._token.run_sync_soon(lambda: self.exchange.feed(ev.BlobEvicted(blob=digest)))
+            self._token.run_sync_soon(self._forget_evicted, digest)
+
+    def _forget_evicted(self, digest: Digest) -> None:
+        if digest not in self.puller.arrivals and not self.store.contains(digest):
+            self.exchange.feed(ev.BlobEvicted(blob=digest))
 
     # ---------------------------------------------------------------- status
 
@@ -296,7 +299,7 @@ class Agent:
                     "digest": arrival.digest,
                     "image": str(arrival.repository),
                     "size_bytes": arrival.chunks.size_bytes if arrival.chunks is not None else None,
-                    "have_bytes": arrival.from_peers + arrival.from_origin,
+                    "have_bytes": arrival.from_earlier + arrival.from_peers + arrival.from_origin,
                     "from_peers": arrival.from_peers,
                     "from_origin": arrival.from_origin,
                 }
@@ -329,6 +332,13 @@ class Agent:
             "up_bytes": peer.up_bytes,
             "down_bytes": peer.down_bytes,
         }
+
+
+async def _listen(stack: AsyncExitStack, address: Address) -> list[trio.SocketListener]:
+    listeners = await open_listeners(address.host, address.port)
+    for listener in listeners:
+        stack.push_async_callback(trio.aclose_forcefully, listener)
+    return listeners
 
 
 async def _close_in_time(origin: OriginClient) -> None:

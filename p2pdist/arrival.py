@@ -17,7 +17,7 @@ import trio
 
 from p2pdist.core import events as ev
 from p2pdist.core.chunkmap import chunk_set
-from p2pdist.errors import IntegrityError, PullFailed, TransferTimeout
+from p2pdist.errors import IntegrityError, PullFailed, StoreError, TransferTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +48,8 @@ class Arrival:
     """Chunks of an earlier run, whose sources are not known any more."""
     verified: bool = False
     failure: PullFailed | None = None
+    from_earlier: int = 0
+    """Bytes that an earlier run had left."""
     from_peers: int = 0
     from_origin: int = 0
     origin_chunks: set[int] = field(default_factory=set)
@@ -102,6 +104,20 @@ class Arrival:
             reader.recall(self.chunks, indices)
         self.wake()
 
+    def descriptor(self) -> int:
+        """Return a descriptor of the file for a reader or sender of its own, who closes it.
+
+        Raises:
+            StoreError: the agent is out of descriptors.
+        """
+        assert self.partial is not None
+        try:
+            return os.dup(self.partial.fileno())
+        except OSError as error:
+            raise StoreError(
+                f"{self.digest} cannot be read: {error.strerror}; raise the limit on open files"
+            ) from error
+
     def end(self, stored: StoredBlob | None) -> None:
         """Close the file: the blob is stored, or the pull has failed."""
         if self.partial is not None:
@@ -123,7 +139,7 @@ class ArrivalReader:
         self.source = "swarm"
         self.size_bytes = arrival.partial.size_bytes
         self._arrival = arrival
-        self._descriptor = os.dup(arrival.partial.fileno())
+        self._descriptor = arrival.descriptor()
         self._exchange = exchange
         self._first = on_first_byte
         self._number = arrival.next_reader

@@ -9,16 +9,17 @@ names, and one log line per image says at its end where the bytes came from.
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
-from p2pdist.core.oci import parse_manifest
+from p2pdist.core.oci import MANIFEST_TYPES, parse_manifest
 from p2pdist.core.types import ManifestInfo, parse_digest
 from p2pdist.core.wire import Resolve, Resolved
-from p2pdist.errors import IntegrityError, InvalidInput, OriginError
+from p2pdist.errors import InvalidInput, P2PDistError, PullFailed
 
 if TYPE_CHECKING:
     from p2pdist.arrival import Arrival
@@ -57,13 +58,13 @@ class _Image:
 
 @dataclass(slots=True)
 class _Question:
-    """A tag that the scheduler was asked for."""
+    """A tag that somebody was asked for."""
 
     repository: Repository
     tag: str
     answered: trio.Event = field(default_factory=trio.Event)
     answer: ManifestInfo | None = None
-    error: OriginError | None = None
+    error: P2PDistError | None = None
 
 
 class Images:
@@ -83,7 +84,7 @@ class Images:
         self._named: OrderedDict[Digest, Descriptor] = OrderedDict()
         self._tags: OrderedDict[tuple[Repository, str], tuple[float, ManifestInfo]] = OrderedDict()
         self._questions: dict[int, _Question] = {}
-        self._asking: dict[tuple[Repository, str], trio.Event] = {}
+        self._asking: dict[tuple[Repository, str], _Question] = {}
         self._next_question = 1
         self._images: OrderedDict[Digest, _Image] = OrderedDict()
         puller.finished = self._blob_finished
@@ -133,22 +134,33 @@ class Images:
     # ------------------------------------------------------------------- tags
 
     async def _resolve_tag(self, repository: Repository, tag: str) -> ManifestInfo:
+        """Return what a tag stands for; all who ask meanwhile share one answer, or one error."""
         key = (repository, tag)
-        while (event := self._asking.get(key)) is not None:
-            await event.wait()
         known = self._tags.get(key)
         if known is not None and known[0] > trio.current_time():
             return known[1]
-        event = self._asking[key] = trio.Event()
+        asking = self._asking.get(key)
+        if asking is None:
+            asking = self._asking[key] = _Question(repository, tag)
+            # In a task of its own: the runtime that asked first may hang up.
+            self._nursery.start_soon(self._find_tag, key, asking)
+        await asking.answered.wait()
+        if asking.answer is None:
+            raise asking.error or PullFailed(tag, [])
+        return asking.answer
+
+    async def _find_tag(self, key: tuple[Repository, str], asking: _Question) -> None:
         try:
-            info = await self._ask_for_tag(repository, tag)
+            asking.answer = await self._ask_for_tag(*key)
+        except P2PDistError as error:
+            asking.error = error
+        else:
+            self._tags[key] = (trio.current_time() + TAG_TTL_S, asking.answer)
+            while len(self._tags) > MAX_NAMED:
+                self._tags.popitem(last=False)
         finally:
             del self._asking[key]
-            event.set()
-        self._tags[key] = (trio.current_time() + TAG_TTL_S, info)
-        while len(self._tags) > MAX_NAMED:
-            self._tags.popitem(last=False)
-        return info
+            asking.answered.set()
 
     async def _ask_for_tag(self, repository: Repository, tag: str) -> ManifestInfo:
         """Ask by way of the scheduler, so that one agent asks for all; by ourselves where that brings nothing."""
@@ -180,10 +192,8 @@ class Images:
         answer = Resolved(number, "", "", 0)
         try:
             info = await self._origin.head_manifest(question.repository, question.tag)
-        except OriginError as error:
+        except P2PDistError as error:
             question.error = error
-        except IntegrityError as error:
-            question.error = OriginError(str(error))
         else:
             question.answer = info
             answer = Resolved(number, info.digest, info.media_type, info.size_bytes)
@@ -196,12 +206,10 @@ class Images:
         question = self._questions.get(message.number)
         if question is None:
             return
-        if message.digest:
-            try:
-                digest = parse_digest(message.digest)
-            except InvalidInput:
-                return
-            question.answer = ManifestInfo(digest, message.media_type, message.size_bytes)
+        # What is no answer of a registry is as good as none: it would go into the headers for the runtime.
+        if message.size_bytes > 0 and message.media_type in MANIFEST_TYPES:
+            with suppress(InvalidInput):
+                question.answer = ManifestInfo(parse_digest(message.digest), message.media_type, message.size_bytes)
         question.answered.set()
 
     def scheduler_changed(self, connected: bool) -> None:
@@ -266,6 +274,7 @@ class Images:
             if arrival.digest not in image.waiting:
                 continue
             image.waiting.discard(arrival.digest)
+            image.cached_bytes += arrival.from_earlier
             image.from_peers += arrival.from_peers
             image.from_origin += arrival.from_origin
             if arrival.failure is not None:

@@ -31,6 +31,7 @@ from p2pdist.errors import (
     NotFoundAtOrigin,
     OriginError,
     P2PDistError,
+    PeerUnavailable,
     PullFailed,
     StoreError,
     TransferTimeout,
@@ -131,7 +132,7 @@ class Puller:
         """Return where a blob's bytes came from so far; what an earlier run left counts as cached."""
         arrival = self.arrivals.get(digest)
         if arrival is not None:
-            return Split(arrival.from_peers, arrival.from_origin)
+            return Split(arrival.from_peers, arrival.from_origin, arrival.from_earlier)
         size = self.stored_size(digest)
         return None if size is None else self._splits.get(digest, Split(from_cache=size))
 
@@ -151,8 +152,10 @@ class Puller:
             first_byte()
             return StoredReader(stored)
         arrival = await self.start(repository, digest, size_bytes)
+        if arrival.failure is not None:
+            raise _plain(arrival.failure)
         if arrival.partial is None:
-            raise _plain(arrival.failure) if arrival.failure else PullFailed(digest, [])
+            raise PullFailed(digest, [InvalidInput(f"{digest} is being pulled as a manifest")])
         reader = ArrivalReader(arrival, self._exchange, first_byte)
         try:
             with trio.move_on_after(SOURCE_S if named else UNNAMED_SOURCE_S) as scope:
@@ -182,25 +185,27 @@ class Puller:
     async def start(self, repository: Repository, digest: Digest, size_bytes: int) -> Arrival:
         """Return the blob's Arrival, running or failed; begins the pull where there is none."""
         arrival = self.arrivals.get(digest)
-        if arrival is not None:
-            await arrival.started.wait()
-            return arrival
-        arrival = self._register(repository, digest)
+        if arrival is None:
+            arrival = self._register(repository, digest)
+            # In a task of its own: the runtime that asked first may hang up, the others still want the blob.
+            self._nursery.start_soon(self._open, arrival, size_bytes)
+        await arrival.started.wait()
+        return arrival
+
+    async def _open(self, arrival: Arrival, size_bytes: int) -> None:
+        """Give the blob a file, with what an earlier run left of it, and begin its pull."""
         cut = ChunkMap.of(size_bytes)
         try:
-            arrival.partial = await trio.to_thread.run_sync(self._store.start, digest, size_bytes, cut.chunk_bytes)
+            partial = await trio.to_thread.run_sync(self._store.start, arrival.digest, size_bytes, cut.chunk_bytes)
         except StoreError as error:
-            log.error("no room for the blob", blob=digest, why=str(error))
+            log.error("no room for the blob", blob=arrival.digest, why=str(error))
             self._settle(arrival, [error])
-            return arrival
-        except BaseException:
-            self._settle(arrival, [])
-            raise
-        arrival.chunks = cut
-        have = arrival.partial.have()
+            return
+        have = partial.have()
+        arrival.partial, arrival.chunks = partial, cut
         arrival.have = arrival.resumed = chunk_set(have)
+        arrival.from_earlier = sum(cut.length(index) for index in have)
         self._begin(arrival, size_bytes, have)
-        return arrival
 
     def _register(self, repository: Repository, digest: Digest) -> Arrival:
         arrival = Arrival(digest, repository, shared=self.may_share(repository))
@@ -231,10 +236,7 @@ class Puller:
         arrival = self.arrivals.get(blob)
         if arrival is not None and arrival.partial is not None and arrival.chunks is not None:
             cut = arrival.chunks
-            try:
-                descriptor = os.dup(arrival.partial.fileno())
-            except OSError:
-                return None
+            descriptor = arrival.descriptor()
             return descriptor, cut.start(index), cut.length(index), lambda: os.close(descriptor)
         stored = self._store.open(blob)
         if stored is None:
@@ -309,7 +311,11 @@ class Puller:
             arrival.wake()
 
     def look_up(self, blob: Digest) -> None:
-        stored = self._store.open(blob)
+        try:
+            stored = self._store.open(blob)
+        except StoreError as error:
+            log.error("stored blob not read", blob=blob, why=str(error))
+            return
         if stored is None:
             return
         try:
@@ -330,6 +336,13 @@ class Puller:
         if arrival is not None:
             log.warning("pull failed", blob=blob, image=str(arrival.repository), why=[str(cause) for cause in causes])
             self._settle(arrival, causes)
+
+    def close(self) -> None:
+        """Close the files of what is still on its way; a later run resumes it. The nursery's tasks have ended."""
+        for arrival in self.arrivals.values():
+            arrival.fail([PeerUnavailable("the agent stops")])
+            arrival.end(None)
+        self.arrivals.clear()
 
     def _settle(self, arrival: Arrival, causes: list[Exception]) -> None:
         """End an Arrival that failed."""
@@ -385,6 +398,8 @@ class Puller:
         await trio.to_thread.run_sync(
             lambda: self._store.add(arrival.digest, manifest.body, media_type=manifest.media_type, public=public)
         )
+        if arrival.settled.is_set():
+            return
         arrival.from_origin += len(manifest.body)
         checksums = (checksum_of(manifest.body),) if manifest.body else ()
         self._exchange.feed(
@@ -432,11 +447,12 @@ class Puller:
 
     def _finish(self, arrival: Arrival, stored: StoredBlob | None = None) -> None:
         arrival.verified = True
-        self._splits[arrival.digest] = Split(arrival.from_peers, arrival.from_origin)
+        self._splits[arrival.digest] = Split(arrival.from_peers, arrival.from_origin, arrival.from_earlier)
         while len(self._splits) > MAX_SPLITS:
             self._splits.popitem(last=False)
         self._rechecks.pop(arrival.digest, None)
-        self.arrivals.pop(arrival.digest, None)
+        if self.arrivals.get(arrival.digest) is arrival:
+            del self.arrivals[arrival.digest]
         arrival.wake()
         arrival.end(stored)
         self.finished(arrival)
