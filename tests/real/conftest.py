@@ -34,8 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster_of(require: Callable[[str, str], str]) -> Callable[..., AbstractAsyncContextManager[Cluster]]:
-    """Return `open_cluster`; where its parts are missing the test fails in CI and is skipped elsewhere."""
+def lab_parts(require: Callable[[str, str], str]) -> str:
+    """Return docker-registry, where a lab can be built; else the test fails in CI and is skipped elsewhere."""
     for command in ("ip", "tc"):
         require(command, "iproute2")
     program = require("docker-registry", "docker-registry")
@@ -44,7 +44,13 @@ def cluster_of(require: Callable[[str, str], str]) -> Callable[..., AbstractAsyn
         if os.environ.get("CI") == "true":
             pytest.fail(missing)
         pytest.skip(missing)
-    return partial(open_cluster, program)
+    return program
+
+
+@pytest.fixture(scope="session")
+def cluster_of(lab_parts: str) -> Callable[..., AbstractAsyncContextManager[Cluster]]:
+    """Return `open_cluster`."""
+    return partial(open_cluster, lab_parts)
 
 
 @pytest.fixture(scope="session")
