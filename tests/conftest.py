@@ -35,8 +35,8 @@ def require() -> Callable[[str, str], str]:
 
 @pytest.fixture
 def quick_clock() -> MockClock:
-    """A clock for tests over real loopback sockets: it jumps to the next deadline once nothing has happened for 10 ms.
+    """A clock for tests over real loopback sockets: it jumps to the next deadline once nothing has happened for 5 ms.
 
     It works where the test function itself asks for it.
     """
-    return MockClock(autojump_threshold=0.01)
+    return MockClock(autojump_threshold=0.005)
