@@ -147,6 +147,25 @@ async def test_a_peer_that_comes_back_takes_the_place_of_its_old_connection(
         await eventually(lambda: not node.peers and not node.machine.book.peers)
 
 
+async def test_a_peer_that_comes_back_is_let_in_though_we_had_dialled_it(
+    make: Callable[..., Node], quick_clock: MockClock
+) -> None:
+    node = make(1)
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    async with running(node), listener:
+        port = listener.socket.getsockname()[1]
+        node.neighbourhood.learn(PeerAddress(PeerId(f"{2:032x}"), "127.0.0.1", port), "mdns")
+        old = await listener.accept()
+        await old.send_all(encode(hello_of(2)))
+        await eventually(lambda: node.peers == {2})
+        await trio.sleep(YOUNG_S + 1)
+        new = await dial(node, hello_of(2))
+        assert await is_closed(old)
+        assert [link.dialled for link in node.exchange.links.values()] == [False]
+        await old.aclose()
+        await new.aclose()
+
+
 # ------------------------------------------------------------------- refusals
 
 
