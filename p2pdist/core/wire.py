@@ -13,18 +13,18 @@ RemoteProtocolError, and the connection ends: there is no resynchronising.
 from __future__ import annotations
 
 import struct
-from array import array
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, ClassVar, get_type_hints
 
 import msgpack
 
+from p2pdist.core.chunkmap import MAX_BLOB_BYTES
 from p2pdist.core.types import Checksum, Digest, PeerId, parse_digest, parse_peer_id
 from p2pdist.core.verify import CHECKSUM_BYTES
 from p2pdist.errors import InvalidInput, RemoteProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
@@ -37,6 +37,12 @@ _LENGTH = struct.Struct(">IB")
 _SPAN = struct.Struct(">IBI")
 SPAN_HEADER_BYTES = _SPAN.size
 _MESSAGE, _CHUNK_SPAN = 0, 1
+
+Number = Annotated[int, "0 to 2**32 - 1"]
+"""An index or the number of a grant or question: never negative, where a shift would raise."""
+Size = Annotated[int, "-1 to MAX_BLOB_BYTES"]
+"""A blob's size, -1: not known. The bound keeps what is computed from it (a set of all chunks) small."""
+Port = Annotated[int, "0 to 65535"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,7 @@ class Hello(Message):
     version: int
     cluster: str
     peer_id: PeerId
-    port: int
+    port: Port
     site: str
     rack: str
     host: str
@@ -82,7 +88,7 @@ class Share(Message):
 
     CODE: ClassVar[int] = 2
     blob: Digest
-    size_bytes: int
+    size_bytes: Size
     have: bytes
     checksums: bytes
     wants: bool
@@ -114,7 +120,7 @@ class Grant(Message):
     """An upload slot is free for the receiver; it answers with Take or Decline."""
 
     CODE: ClassVar[int] = 5
-    number: int
+    number: Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +128,9 @@ class Take(Message):
     """Use the grant for this chunk."""
 
     CODE: ClassVar[int] = 6
-    number: int
+    number: Number
     blob: Digest
-    index: int
+    index: Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +138,7 @@ class Decline(Message):
     """Leave the grant: the link is full (a Room follows when it is not), or nothing new is there."""
 
     CODE: ClassVar[int] = 7
-    number: int
+    number: Number
     full: bool
 
 
@@ -148,7 +154,7 @@ class Refuse(Message):
     """The chunk that was taken will not come, or no more of it."""
 
     CODE: ClassVar[int] = 9
-    number: int
+    number: Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +162,7 @@ class Cancel(Message):
     """The chunk that was taken is not needed any more."""
 
     CODE: ClassVar[int] = 10
-    number: int
+    number: Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +171,7 @@ class Join(Message):
 
     CODE: ClassVar[int] = 20
     blob: Digest
-    size_bytes: int
+    size_bytes: Size
     registry: str
     have: bytes
     checksums: bytes
@@ -188,8 +194,8 @@ class Done(Message):
 
     CODE: ClassVar[int] = 22
     blob: Digest
-    size_bytes: int
-    index: int
+    size_bytes: Size
+    index: Number
     checksum: bytes
 
 
@@ -202,7 +208,7 @@ class Failed(Message):
 
     CODE: ClassVar[int] = 23
     blob: Digest
-    index: int
+    index: Number
     pause_ms: int
 
 
@@ -212,7 +218,7 @@ class Renew(Message):
 
     CODE: ClassVar[int] = 24
     blob: Digest
-    index: int
+    index: Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +235,7 @@ class Resolve(Message):
     """To the scheduler: which manifest has this tag? Answered by Resolved or Ask."""
 
     CODE: ClassVar[int] = 26
-    number: int
+    number: Number
     registry: str
     repository: str
     tag: str
@@ -243,10 +249,10 @@ class Resolved(Message):
     """
 
     CODE: ClassVar[int] = 27
-    number: int
+    number: Number
     digest: str
     media_type: str
-    size_bytes: int
+    size_bytes: Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +260,7 @@ class Ask(Message):
     """From the scheduler: nobody knows the tag; ask the origin and send Resolved with this number."""
 
     CODE: ClassVar[int] = 28
-    number: int
+    number: Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,8 +278,8 @@ class Lease(Message):
 
     CODE: ClassVar[int] = 31
     blob: Digest
-    index: int
-    deadline_ms: int
+    index: Number
+    deadline_ms: Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +288,7 @@ class Checksums(Message):
 
     CODE: ClassVar[int] = 32
     blob: Digest
-    size_bytes: int
+    size_bytes: Size
     indices: bytes
     checksums: bytes
 
@@ -307,6 +313,27 @@ def _int(value: object) -> int:
     return value
 
 
+def _number(value: object) -> int:
+    number = _int(value)
+    if not 0 <= number < 1 << 32:
+        raise ValueError("not an index or number")
+    return number
+
+
+def _size(value: object) -> int:
+    size = _int(value)
+    if size > MAX_BLOB_BYTES:
+        raise ValueError("not a blob's size")
+    return size
+
+
+def _port(value: object) -> int:
+    port = _int(value)
+    if not 0 <= port < 65536:
+        raise ValueError("not a port")
+    return port
+
+
 def _bool(value: object) -> bool:
     if type(value) is not bool:
         raise ValueError("not a boolean")
@@ -329,8 +356,8 @@ def _address(value: object) -> PeerAddress:
     if type(value) is not list or len(value) != 5:
         raise ValueError("not an address")
     peer_id, host, port, site, rack = value
-    if not 0 < _int(port) < 65536:
-        raise ValueError("not a port")
+    if not _port(port):
+        raise ValueError("not a port to dial")
     return PeerAddress(parse_peer_id(_str(peer_id)), _str(host), port, _str(site), _str(rack))
 
 
@@ -348,6 +375,9 @@ def _digests(value: object) -> list[Digest]:
 
 _CHECKS: dict[object, Callable[[object], object]] = {
     int: _int,
+    Number: _number,
+    Size: _size,
+    Port: _port,
     bool: _bool,
     str: _str,
     bytes: _bytes,
@@ -359,7 +389,7 @@ _CHECKS: dict[object, Callable[[object], object]] = {
 
 
 def _layout(cls: type[Message]) -> tuple[type[Message], tuple[str, ...], tuple[Callable[[object], object], ...]]:
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     names = tuple(field.name for field in fields(cls))  # type: ignore[arg-type]
     return cls, names, tuple(_CHECKS[hints[name]] for name in names)
 
@@ -477,10 +507,9 @@ class Decoder:
         return take
 
 
-def pack_indices(indices: Iterable[int]) -> bytes:
+def pack_indices(indices: Sequence[int]) -> bytes:
     """Return chunk indices as 4-byte little-endian numbers."""
-    packed = array("I", indices)
-    return packed.tobytes()
+    return struct.pack(f"<{len(indices)}I", *indices)
 
 
 def unpack_indices(data: bytes, count: int) -> list[int]:
@@ -491,9 +520,7 @@ def unpack_indices(data: bytes, count: int) -> list[int]:
     """
     if len(data) % 4:
         raise RemoteProtocolError("chunk indices cut short")
-    packed = array("I")
-    packed.frombytes(data)
-    indices = packed.tolist()
+    indices = list(struct.unpack(f"<{len(data) // 4}I", data))
     if indices and max(indices) >= count:
         raise RemoteProtocolError(f"chunk {max(indices)} of a blob of {count}")
     return indices
