@@ -25,9 +25,14 @@ if TYPE_CHECKING:
     from p2pdist.core.progress import Progress
     from p2pdist.core.state import SwarmState
     from p2pdist.core.types import Digest, PeerId
+    from p2pdist.core.wire import Message
 
 SETTLE_S = 0.6
 """After meeting a peer, before leasing by rendezvous: without it egress was 1.53 times the image (SWARM)."""
+MAX_SETTLE_S = 1.8
+"""Peers met meanwhile prolong that up to here, and peers met within REST_S of the first not at all any more:
+a peer that comes and goes must not keep the others waiting."""
+REST_S = 6.0
 LEASES = 4
 """Chunks in flight from the origin per swarm: 1, 2 and 8 measured worse (SWARM)."""
 REACH_PER_MEMBER = 2
@@ -36,7 +41,8 @@ STEP_IN_S = 3.0
 """Without a scheduler: the next in rank fetches a chunk that nobody has got for so long."""
 MISSING_S = 2.0
 """With a scheduler: chunks that no neighbour has are reported after so long without progress."""
-MISSING_AT_ONCE = 16
+MISSING_AT_ONCE = 128
+"""Chunks in one report: where a blob's only holder goes, all the rest is missing."""
 STALL_S = 6.0
 """Without any arrival for so long, and up to twice that, a chunk is fetched without a lease."""
 RENEW_S = 5.0
@@ -64,16 +70,24 @@ class Leasing:
     """The origin fetches of one agent."""
 
     def __init__(self, state: SwarmState) -> None:
-        self.met_at = float("-inf")
-        """When the last peer was met or the scheduler lost: until SETTLE_S later members are still found."""
         self._state = state
+        self._met_at = float("-inf")
+        self._settled_at = float("-inf")
         self._fetching: dict[tuple[Digest, int], float] = {}
-        self._leased: set[tuple[Digest, int]] = set()
-        self._owned: dict[Digest, tuple[frozenset[PeerId], int]] = {}
+        self._due: set[tuple[Digest, int]] = set()
+        """Chunks whose fetch, leased or not, the scheduler is to hear the end of."""
+        self._owned: dict[Digest, tuple[frozenset[PeerId], dict[int, bool]]] = {}
 
     def fetching(self) -> int:
         """Return how many chunks are being fetched."""
         return len(self._fetching)
+
+    def met(self) -> None:
+        """Note that a peer was met or the scheduler lost: for a while now, members are still being found."""
+        now = self._state.now
+        if now - self._met_at > REST_S:
+            self._met_at = now
+        self._settled_at = min(now + SETTLE_S, self._met_at + MAX_SETTLE_S)
 
     def swarm_of(self, progress: Progress) -> frozenset[PeerId]:
         """Return the members of a blob's swarm as far as we know them: those that want it, and us."""
@@ -87,22 +101,26 @@ class Leasing:
         """Take in a lease of the scheduler's: fetch, or give it back."""
         state, key = self._state, (message.blob, message.index)
         progress = state.blobs.get(message.blob)
-        if progress is not None and message.index < progress.count and progress.have >> message.index & 1:
-            self._leased.add(key)
+        if progress is None or not progress.shared or message.index >= progress.count:
+            state.out.append(Tell(message=Failed(*key, NEVER)))
+        elif progress.offered >> message.index & 1:
+            self._due.add(key)
             self.done(progress, message.index)
-        elif progress is None or message.index >= progress.count or progress.final or not progress.wanted:
+        elif progress.final or not progress.wanted:
             state.out.append(Tell(message=Failed(*key, NEVER)))
         else:
-            self._leased.add(key)
             self._fetch(progress, message.index)
 
     def done(self, progress: Progress, index: int) -> None:
-        """Report a chunk that was leased to us, now that it is here, whoever it came from."""
+        """Report a chunk that was ours to fetch, once it is here and vouched for, whoever it came from."""
         key = (progress.blob, index)
-        if key in self._leased:
-            self._leased.discard(key)
-            report = Done(progress.blob, progress.size_bytes, index, progress.own[index])
-            self._state.out.append(Tell(message=report))
+        if key in self._due and progress.offered >> index & 1:
+            self._due.discard(key)
+            self._tell(Done(progress.blob, progress.size_bytes, index, progress.own[index]))
+
+    def _tell(self, message: Message) -> None:
+        if self._state.scheduled:
+            self._state.out.append(Tell(message=message))
 
     def arrived(self, blob: Digest, index: int) -> None:
         """Note that a fetch has ended well."""
@@ -112,19 +130,25 @@ class Leasing:
         """Note that a fetch has ended badly, and give its lease back."""
         key = (blob, index)
         self._fetching.pop(key, None)
-        if key in self._leased:
-            self._leased.discard(key)
-            self._state.out.append(Tell(message=Failed(blob, index, NEVER if final else int(pause_s * 1000))))
+        if key in self._due:
+            self._due.discard(key)
+            self._tell(Failed(blob, index, NEVER if final else int(pause_s * 1000)))
 
     def forget(self, blob: Digest) -> None:
         """Drop all that concerns a blob."""
-        self._owned.pop(blob, None)
+        self.hush(blob)
         for key in [key for key in self._fetching if key[0] == blob]:
             del self._fetching[key]
-        self._leased = {key for key in self._leased if key[0] != blob}
+
+    def hush(self, blob: Digest) -> None:
+        """Fetch what is being fetched of a blob, but coordinate with nobody any more."""
+        self._owned.pop(blob, None)
+        self._due = {key for key in self._due if key[0] != blob}
 
     def _fetch(self, progress: Progress, index: int) -> None:
         key = (progress.blob, index)
+        if progress.shared:
+            self._due.add(key)
         if key not in self._fetching:
             self._fetching[key] = self._state.now
             progress.ask(index, None, self._state.now)
@@ -134,14 +158,14 @@ class Leasing:
         """Keep the leases whose fetches still run."""
         now = self._state.now
         for key, since in self._fetching.items():
-            if key in self._leased and now - since >= RENEW_S:
+            if key in self._due and now - since >= RENEW_S:
                 self._fetching[key] = now
-                self._state.out.append(Tell(message=Renew(*key)))
+                self._tell(Renew(*key))
 
     def by_rendezvous(self) -> None:
         """Fetch what is ours to fetch where no scheduler leases it."""
         state = self._state
-        settled = not state.book.peers or state.now - self.met_at >= SETTLE_S
+        settled = not state.book.peers or state.now >= self._settled_at
         for progress in state.wanted():
             if progress.shared and (state.scheduled or not settled):
                 continue
@@ -162,24 +186,19 @@ class Leasing:
             return None
         if len(swarm) == 1:
             return lowest(free & progress.window or free)
-        owned = self._owned_chunks(progress, swarm)
+        known = self._owned.get(progress.blob)
+        if known is None or known[0] != swarm:
+            known = self._owned[progress.blob] = (swarm, {})
+        owned = known[1]
         patience = int((state.now - progress.progress_at) / STEP_IN_S)
         for nth, index in enumerate(members(free)):
             if nth >= REACH_PER_MEMBER * len(swarm):
                 return None
-            if owned >> index & 1 or (patience and rank_of(state.peer_id, progress.blob, index, swarm) <= patience):
+            if index not in owned:
+                owned[index] = holder_of(progress.blob, index, swarm) == state.peer_id
+            if owned[index] or (patience and rank_of(state.peer_id, progress.blob, index, swarm) <= patience):
                 return index
         return None
-
-    def _owned_chunks(self, progress: Progress, swarm: frozenset[PeerId]) -> int:
-        known = self._owned.get(progress.blob)
-        if known is None or known[0] != swarm:
-            me, bits = self._state.peer_id, 0
-            for index in range(progress.count):
-                if holder_of(progress.blob, index, swarm) == me:
-                    bits |= 1 << index
-            known = self._owned[progress.blob] = (swarm, bits)
-        return known[1]
 
     def climb(self, progress: Progress) -> None:
         """Take the next rung of the ladder where the lower ones bring nothing."""
@@ -192,7 +211,7 @@ class Leasing:
         if state.scheduled and unheld and quiet_s > MISSING_S:
             progress.missing_told_at = state.now
             first = [index for index, _ in zip(members(unheld), range(MISSING_AT_ONCE), strict=False)]
-            state.out.append(Tell(message=Missing(progress.blob, pack_indices(first))))
+            self._tell(Missing(progress.blob, pack_indices(first)))
         stalled_s = state.now - max(state.arrived_at, progress.progress_at)
         if free and not self._fetching and not progress.final and stalled_s > STALL_S * (1 + state.rng.random()):
             state.arrived_at = state.now

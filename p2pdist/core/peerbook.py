@@ -57,6 +57,8 @@ class Peer:
     """It declined for want of room; else for want of anything new: then our next gain ends it early too."""
     idle_at: int = -1
     """Our gains when it declined."""
+    told_at: int = -1
+    """Our gains when it was last told of them."""
     failures: int = 0
     down_bytes: int = 0
     up_bytes: int = 0
@@ -83,15 +85,11 @@ class PeerBook:
     peers: dict[PeerId, Peer] = field(default_factory=dict)
     banned_until: dict[PeerId, float] = field(default_factory=dict)
 
-    def ban(self, peer_id: PeerId, until: float) -> None:
-        self.banned_until[peer_id] = until
+    def ban(self, peer_id: PeerId, now: float) -> None:
+        """Have nothing to do with a peer for BAN_S; forgets the bans that are over."""
+        self.banned_until = {other: until for other, until in self.banned_until.items() if until > now}
+        self.banned_until[peer_id] = now + BAN_S
 
     def is_banned(self, peer_id: PeerId, now: float) -> bool:
-        """Whether to have nothing to do with the peer yet; forgets bans that are over."""
-        until = self.banned_until.get(peer_id)
-        if until is None:
-            return False
-        if until <= now:
-            del self.banned_until[peer_id]
-            return False
-        return True
+        """Whether to have nothing to do with the peer yet."""
+        return self.banned_until.get(peer_id, now) > now

@@ -53,11 +53,15 @@ class Progress:
         """Chunks given up for late, and the peers that may still send them."""
         self.held = 0
         """Chunks that some connected peer has."""
+        self.seen = 0
+        """Chunks that some peer has had since the start: seeing one for the first time is progress, again is none."""
         self.holders: list[int] = []
         self.heads: dict[int, int] = {}
         self._window: int | None = None
         self.checking = False
         self.causes: list[Exception] = []
+        """Why the fetches since the last arrival failed."""
+        self.failing_since = 0.0
         self.retry_at = 0.0
         """No fetch of our own from the origin before."""
         self.final = False
@@ -138,6 +142,12 @@ class Progress:
         else:
             self.asked.pop(index, None)
             self.inflight &= ~(1 << index)
+
+    def news(self, bits: int) -> bool:
+        """Note chunks that a peer has; return whether one of them is new to the whole swarm, as far as we see it."""
+        fresh = bits & ~(self.seen | self.have)
+        self.seen |= bits
+        return fresh != 0
 
     def add_holder(self, bits: int) -> None:
         self.held |= bits

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from p2pdist.core import events as ev
 from p2pdist.core import wire
-from p2pdist.core.chunkmap import ChunkMap, chunk_set, members, to_bytes
+from p2pdist.core.chunkmap import MAX_BLOB_BYTES, ChunkMap, chunk_set, members, to_bytes
 from p2pdist.core.lease import SETTLE_S, Leasing, holder_of
 from p2pdist.core.peerbook import BAN_S, FAILURES_TO_DROP, MAX_SHARED_BLOBS, Peer
 from p2pdist.core.progress import MAX_WHOLE_BYTES, Progress, read_share
@@ -42,7 +42,7 @@ SHARE_S = 0.06
 GIVE_UP_S = 60.0
 """A pull that gains nothing at all for so long fails."""
 ERROR_GIVE_UP_S = 10.0
-"""The same where the origin has answered with errors and no peer has what is missing."""
+"""The origin may answer with nothing but errors for so long, where no peer has what is missing."""
 MAX_SEEDS = 256
 """Complete blobs kept in mind; others are looked up in the store when a peer asks."""
 CAUSES_KEPT = 5
@@ -88,10 +88,20 @@ class PullMachine:
                     progress.move_head(event.reader, event.index)
             case ev.Ticked():
                 self._ticked()
-            case ev.PullStarted() | ev.PullCancelled() | ev.FetchFailed():
-                self._pull_event(event)
-            case ev.BlobVerified() | ev.BlobRejected() | ev.BlobStored() | ev.BlobEvicted():
-                self._blob_event(event)
+            case ev.PullStarted():
+                self._pull_started(event)
+            case ev.PullCancelled():
+                self._drop_blob(event.blob)
+            case ev.FetchFailed():
+                self._fetch_failed(event)
+            case ev.BlobVerified():
+                self._blob_verified(event.blob)
+            case ev.BlobRejected():
+                self._blob_rejected(event.blob, event.indices)
+            case ev.BlobStored():
+                self._blob_stored(event)
+            case ev.BlobEvicted():
+                self._blob_evicted(event.blob)
             case ev.PeerConnected():
                 self._peer_connected(event.peer)
             case ev.PeerLost():
@@ -105,26 +115,6 @@ class PullMachine:
         """Whether Ticked has anything to do: a pull, or a slot in use."""
         return bool(self.state.wanted() or self._giving.slots_used)
 
-    def _pull_event(self, event: ev.PullStarted | ev.PullCancelled | ev.FetchFailed) -> None:
-        match event:
-            case ev.PullStarted():
-                self._pull_started(event)
-            case ev.PullCancelled():
-                self._drop_blob(event.blob)
-            case ev.FetchFailed():
-                self._fetch_failed(event)
-
-    def _blob_event(self, event: ev.BlobVerified | ev.BlobRejected | ev.BlobStored | ev.BlobEvicted) -> None:
-        match event:
-            case ev.BlobVerified():
-                self._blob_verified(event.blob)
-            case ev.BlobRejected():
-                self._blob_rejected(event.blob, event.indices)
-            case ev.BlobStored():
-                self._blob_stored(event)
-            case ev.BlobEvicted():
-                self._drop_blob(event.blob)
-
     def _scheduler_event(self, event: ev.SchedulerConnected | ev.SchedulerLost | ev.SchedulerSaid) -> None:
         match event:
             case ev.SchedulerConnected():
@@ -134,7 +124,7 @@ class PullMachine:
                         self._join(progress)
             case ev.SchedulerLost():
                 self.state.scheduled = False
-                self._leasing.met_at = self.state.now
+                self._leasing.met()
             case ev.SchedulerSaid(message=wire.Lease() as message):
                 self._leasing.leased(message)
             case ev.SchedulerSaid(message=wire.Checksums() as message):
@@ -147,19 +137,25 @@ class PullMachine:
     def _pull_started(self, event: ev.PullStarted) -> None:
         state = self.state
         known = self.blobs.get(event.blob)
-        if known is not None and known.wanted:
-            return
-        progress = self._new_progress(event.blob, event.registry, shared=event.shared, wanted=True)
+        if known is not None:
+            if known.wanted:
+                return
+            self._forget_blob(known)
+        shared = event.shared and (event.size_bytes or 0) <= MAX_BLOB_BYTES
+        progress = self._new_progress(event.blob, event.registry, shared=shared, wanted=True)
         progress.progress_at = state.now
         state.arrived_at = max(state.arrived_at, state.now)
         if event.size_bytes is not None:
             progress.size(ChunkMap.of(event.size_bytes))
         progress.whole = event.size_bytes is None
         for index, checksum in event.have.items():
+            # Checked when it came and again now: what an earlier run kept is our own word.
             progress.gain(index, checksum)
+            progress.vouchers.settle(index, checksum)
+            state.offer(progress, index)
         # A wait lets the neighbours' answers come back before anything is leased by rendezvous.
-        progress.retry_at = state.now + (SHARE_S if event.shared and self.book.peers else 0.0)
-        if event.shared:
+        progress.retry_at = state.now + (SHARE_S if shared and self.book.peers else 0.0)
+        if shared:
             for peer in self.book.peers.values():
                 state.share_with(peer, progress, reply=False)
             if state.scheduled:
@@ -176,8 +172,9 @@ class PullMachine:
         return progress
 
     def _join(self, progress: Progress) -> None:
-        have = b"" if progress.chunks is None else to_bytes(progress.have, progress.count)
-        checksums = b"".join(progress.own[index] for index in members(progress.have))
+        # Only what is vouched for: the scheduler passes the checksums on as certain.
+        have = b"" if progress.chunks is None else to_bytes(progress.offered, progress.count)
+        checksums = b"".join(progress.own[index] for index in members(progress.offered))
         self._tell(wire.Join(progress.blob, progress.size_bytes, progress.registry, have, checksums))
 
     def _tell(self, message: wire.Message) -> None:
@@ -191,22 +188,48 @@ class PullMachine:
         for peer in self.book.peers.values():
             self._taking.cancel(peer, blob)
         self._forget_blob(progress)
-        self._leasing.forget(blob)
-        if progress.shared and self.state.scheduled:
-            self._tell(wire.Leave(blob))
+        self._leave(progress)
         self._taking.make_room()
+
+    def _leave(self, progress: Progress) -> None:
+        if progress.shared and self.state.scheduled:
+            self._tell(wire.Leave(progress.blob))
 
     def _forget_blob(self, progress: Progress) -> None:
         del self.blobs[progress.blob]
         self.state.wanted_changed()
+        self._leasing.forget(progress.blob)
+        for peer in self.book.peers.values():
+            peer.shared.pop(progress.blob, None)
+            peer.wants.discard(progress.blob)
+        self._unshare(progress)
+
+    def _unshare(self, progress: Progress) -> None:
         for peer in self.book.peers.values():
             if peer.cursors.pop(progress.blob, None) is not None:
                 self.state.send(peer, wire.Unshare(progress.blob))
 
+    def _keep_to_ourselves(self, progress: Progress) -> None:
+        """Leave a blob's swarm, and go on alone."""
+        self._leave(progress)
+        progress.shared = False
+        self._leasing.hush(progress.blob)
+        self._unshare(progress)
+
     # --------------------------------------------------------- chunks coming in
 
     def _chunk_arrived(self, event: ev.ChunkArrived) -> None:
-        state, progress = self.state, self.blobs.get(event.blob)
+        progress = self.blobs.get(event.blob)
+        self._count_arrival(progress, event)
+        if progress is None or not progress.wanted or not self._is_needed(progress, event):
+            self._taking.make_room()
+            return
+        progress.causes.clear()
+        progress.own[event.index] = event.checksum
+        self.state.out.append(ev.WriteChunk(blob=event.blob, index=event.index, checksum=event.checksum))
+
+    def _count_arrival(self, progress: Progress | None, event: ev.ChunkArrived) -> None:
+        state = self.state
         state.arrived_at = state.now
         size = 0 if progress is None or progress.chunks is None else progress.chunks.length(event.index)
         if event.source is None:
@@ -219,20 +242,22 @@ class PullMachine:
             peer = self.book.peers.get(event.source)
             if peer is not None:
                 self._taking.arrived(peer, event.number, size)
-        if progress is None or not progress.wanted:
-            return
-        if progress.have >> event.index & 1:
+        if progress is not None and progress.have >> event.index & 1:
             state.counters.duplicate += size
-            self._leasing.done(progress, event.index)
-            return
-        if event.source is None:
+
+    def _is_needed(self, progress: Progress, event: ev.ChunkArrived) -> bool:
+        """Return whether to write the chunk: it is new and right, or what is here in its place proved wrong."""
+        here = progress.have >> event.index & 1
+        if event.source is not None:
+            return not here and self._passes(progress, event, event.source)
+        if not here:
             progress.vouchers.settle(event.index, event.checksum)
             progress.senders.pop(event.index, None)
-        elif not self._passes(progress, event, event.source):
-            return
-        progress.causes.clear()
-        progress.own[event.index] = event.checksum
-        state.out.append(ev.WriteChunk(blob=event.blob, index=event.index, checksum=event.checksum))
+        elif progress.checking:
+            return False
+        else:
+            self._settled(progress, {event.index: event.checksum})
+        return not progress.have >> event.index & 1
 
     def _passes(self, progress: Progress, event: ev.ChunkArrived, source: PeerId) -> bool:
         """Compare the chunk's checksum with what it should be; a peer that sent another is banned."""
@@ -242,6 +267,7 @@ class PullMachine:
             return True
         self.counters.corrupt_chunks += 1
         self._drop_peer(source, f"sent a corrupt chunk {event.index} of {event.blob}")
+        self._taking.call_for(progress, event.index)
         return False
 
     def _chunk_written(self, blob: Digest, index: int) -> None:
@@ -251,12 +277,17 @@ class PullMachine:
         progress.gain(index, progress.own[index])
         progress.progress_at = self.state.now
         self._taking.cancel_copies(progress, index)
-        self.state.offer(progress, index)
-        self._leasing.done(progress, index)
+        self._offer(progress, index)
         if progress.complete:
             self._check(progress)
         self._leasing.by_rendezvous()
+        self._taking.make_room()
         self._giving.grant()
+
+    def _offer(self, progress: Progress, index: int) -> None:
+        """Give a chunk to others, and report it where it was ours to fetch, if it is here and vouched for."""
+        self.state.offer(progress, index)
+        self._leasing.done(progress, index)
 
     def _check(self, progress: Progress) -> None:
         if not progress.checking:
@@ -267,11 +298,7 @@ class PullMachine:
         progress = self.blobs.get(blob)
         if progress is None:
             return
-        self._become_seed(progress)
-        if progress.whole:
-            self._share_with_all_who_want(progress)
-        if progress.shared and self.state.scheduled:
-            self._tell(wire.Stored([blob]))
+        self._settle_down(progress)
         self._flush_haves()
         self._giving.grant()
 
@@ -283,15 +310,13 @@ class PullMachine:
         self.state.wanted_changed()
         for index, checksum in progress.own.items():
             progress.vouchers.settle(index, checksum)
-            self.state.offer(progress, index)
+            self._offer(progress, index)
+        self._leasing.hush(progress.blob)
+        peers = self.book.peers.values()
         seeds = [other for other in self.blobs.values() if not other.wanted]
+        seeds.sort(key=lambda seed: any(seed.blob in peer.wants for peer in peers))
         for oldest in seeds[: max(0, len(seeds) - MAX_SEEDS)]:
             self._forget_blob(oldest)
-
-    def _share_with_all_who_want(self, progress: Progress) -> None:
-        for peer in self.book.peers.values():
-            if progress.blob in peer.wants:
-                self.state.share_with(peer, progress, reply=True)
 
     def _blob_rejected(self, blob: Digest, indices: list[int]) -> None:
         progress = self.blobs.get(blob)
@@ -300,10 +325,21 @@ class PullMachine:
         progress.checking = False
         progress.progress_at = self.state.now
         self._blame(progress, indices, "its chunks made the blob wrong:")
+        if progress.whole:
+            self._ask_again(progress)
+
+    def _ask_again(self, progress: Progress) -> None:
+        """Doubt the size too, where only a digest was known: a peer said it."""
+        for peer in self.book.peers.values():
+            self._unhold(peer, progress.blob)
+        progress.chunks = None
+        for peer in self.book.peers.values():
+            if progress.blob in peer.cursors:
+                self.state.share_with(peer, progress, reply=False)
 
     def _blame(self, progress: Progress, indices: list[int], reason: str) -> None:
         """Forget wrong chunks and ban who sent them."""
-        liars = {progress.senders[index] for index in indices if index in progress.senders}
+        liars = dict.fromkeys(progress.senders[index] for index in indices if index in progress.senders)
         self.counters.corrupt_chunks += len(indices)
         progress.lose(indices)
         progress.vouchers.forget(indices)
@@ -315,21 +351,46 @@ class PullMachine:
 
     def _blob_stored(self, event: ev.BlobStored) -> None:
         """Take in a blob that is in the store: found there for a peer, or fetched whole."""
-        state = self.state
-        progress = self.blobs.get(event.blob) or self._new_progress(event.blob, "", shared=True, wanted=False)
-        progress.media_type = event.media_type
-        self._leasing.arrived(event.blob, 0)
-        progress.unask(0, None)
+        state, cut = self.state, ChunkMap.of(event.size_bytes)
         state.arrived_at = state.now
-        if not progress.complete:
-            progress.size(ChunkMap.of(event.size_bytes))
+        self._leasing.arrived(event.blob, 0)
+        if len(event.checksums) != cut.count:
+            # A manifest of more than one chunk: it was fetched whole, and is looked up when a peer asks.
+            self._drop_blob(event.blob)
+            return
+        progress = self.blobs.get(event.blob) or self._new_progress(event.blob, "", shared=True, wanted=False)
+        progress.unask(0, None)
+        for peer in self.book.peers.values():
+            self._taking.cancel(peer, event.blob)
+        progress.media_type = event.media_type
+        progress.size(cut)
         for index, checksum in enumerate(event.checksums):
             progress.gain(index, checksum)
-            self._leasing.done(progress, index)
-        self._become_seed(progress)
-        if progress.shared:
-            self._share_with_all_who_want(progress)
+        self._settle_down(progress)
         self._giving.grant()
+
+    def _settle_down(self, progress: Progress) -> None:
+        """Become a seed, and say so."""
+        was_wanted = progress.wanted
+        self._become_seed(progress)
+        if not progress.shared:
+            return
+        if was_wanted and self.state.scheduled:
+            self._tell(wire.Stored([progress.blob]))
+        for peer in self.book.peers.values():
+            # Who knows the blob's cut sees from our Haves that we want no more. The others are told, and who
+            # asked before we knew the blob tells again what it has.
+            blind = progress.whole or progress.blob not in peer.shared
+            if blind and (progress.blob in peer.wants or progress.blob in peer.cursors):
+                self.state.share_with(peer, progress, reply=was_wanted)
+
+    def _blob_evicted(self, blob: Digest) -> None:
+        progress = self.blobs.get(blob)
+        if progress is None:
+            if self.state.scheduled:
+                self._tell(wire.Leave(blob))
+        elif not progress.wanted:
+            self._drop_blob(blob)
 
     def _fetch_failed(self, event: ev.FetchFailed) -> None:
         self._leasing.failed(event.blob, event.index, final=event.final, pause_s=event.pause_s)
@@ -337,21 +398,22 @@ class PullMachine:
         if progress is None:
             return
         progress.unask(event.index, None)
+        if not progress.causes:
+            progress.failing_since = self.state.now
         progress.causes = [*progress.causes, event.error][-CAUSES_KEPT:]
         progress.final = progress.final or event.final
         progress.retry_at = self.state.now + max(event.pause_s, 0.5 * len(progress.causes))
-        self._fail_if_hopeless(progress)
+        erring_s = self.state.now - progress.failing_since
+        self._fail_if_hopeless(progress, GIVE_UP_S if erring_s < ERROR_GIVE_UP_S else 0.0)
 
-    def _fail_if_hopeless(self, progress: Progress) -> None:
-        """End a pull that neither the origin nor any peer can finish."""
+    def _fail_if_hopeless(self, progress: Progress, limit_s: float = GIVE_UP_S) -> None:
+        """End a pull that neither the origin nor any peer can finish: it has gained nothing for `limit_s`."""
         if progress.inflight or progress.checking or progress.complete:
             return
-        if progress.held & ~progress.have or not progress.causes:
+        if progress.held & ~progress.have:
             limit_s = GIVE_UP_S
         elif progress.final:
             limit_s = SETTLE_S if self.book.peers else 0.0
-        else:
-            limit_s = ERROR_GIVE_UP_S
         if self.state.now - progress.progress_at >= limit_s:
             causes = progress.causes or [TransferTimeout(f"nothing arrived for {GIVE_UP_S:.0f} s")]
             self._drop_blob(progress.blob)
@@ -361,27 +423,27 @@ class PullMachine:
 
     def _checksums_came(self, message: wire.Checksums) -> None:
         progress = self.blobs.get(message.blob)
-        if progress is None or not progress.wanted:
+        if progress is None or not progress.wanted or not progress.shared:
             return
         self._learn_size(progress, message.size_bytes)
+        if progress.chunks is None or progress.size_bytes != message.size_bytes:
+            return
         indices = wire.unpack_indices(message.indices, progress.count)
-        wrong = {}
-        for index, checksum in zip(indices, wire.unpack_checksums(message.checksums, len(indices)), strict=True):
-            if index in progress.vouchers.settled:
-                continue
-            progress.vouchers.settle(index, checksum)
-            if not progress.have >> index & 1:
-                continue
-            if progress.own[index] == checksum:
-                self.state.offer(progress, index)
-            else:
-                wrong[index] = checksum
+        checksums = wire.unpack_checksums(message.checksums, len(indices))
+        settled = progress.vouchers.settled
+        new = {index: word for index, word in zip(indices, checksums, strict=True) if index not in settled}
+        if not progress.checking:
+            self._settled(progress, new)
+
+    def _settled(self, progress: Progress, words: dict[int, Checksum]) -> None:
+        """Take in checksums that are certain; chunks that only their senders vouched for and that differ go."""
+        wrong = [index for index, word in words.items() if progress.have >> index & 1 and progress.own[index] != word]
         if wrong:
-            # Chunks that only their senders vouched for, and a better word differs.
-            self.state.out.append(ev.ForgetChunks(blob=progress.blob, indices=list(wrong)))
-            self._blame(progress, list(wrong), "sent corrupt chunks of")
-            for index, checksum in wrong.items():
-                progress.vouchers.settle(index, checksum)
+            self.state.out.append(ev.ForgetChunks(blob=progress.blob, indices=wrong))
+            self._blame(progress, wrong, "sent corrupt chunks of")
+        for index, word in words.items():
+            progress.vouchers.settle(index, word)
+            self._offer(progress, index)
 
     def _learn_size(self, progress: Progress, size_bytes: int) -> None:
         """Learn the size of content of which only the digest was known; one too large is fetched by each for itself."""
@@ -390,28 +452,32 @@ class PullMachine:
         if size_bytes <= MAX_WHOLE_BYTES:
             progress.size(ChunkMap.of(size_bytes))
         else:
-            progress.shared = False
+            self._keep_to_ourselves(progress)
 
     def _heard(self, progress: Progress, peer: Peer, words: Iterable[tuple[int, Checksum]]) -> None:
         """Weigh a peer's word on checksums; a lease holder's own settles it where no scheduler does."""
         settled = progress.vouchers.settled
         swarm = None if self.state.scheduled else self._leasing.swarm_of(progress)
         for index, checksum in words:
-            progress.progress_at = self.state.now
             if index in settled:
                 continue
             if swarm is not None and holder_of(progress.blob, index, swarm) == peer.peer_id:
                 progress.vouchers.settle(index, checksum)
             elif not progress.vouchers.claim(index, checksum, peer.peer_id):
                 continue
-            if progress.have >> index & 1:
-                self.state.offer(progress, index)
+            self._offer(progress, index)
+
+    def _holds(self, progress: Progress, bits: int) -> None:
+        """Count a peer's chunks."""
+        progress.add_holder(bits)
+        if progress.news(bits):
+            progress.progress_at = self.state.now
 
     # --------------------------------------------------------------- peers
 
     def _peer_connected(self, peer_id: PeerId) -> None:
         peer = self.book.peers[peer_id] = Peer(peer_id)
-        self._leasing.met_at = self.state.now
+        self._leasing.met()
         for progress in self.state.wanted():
             if progress.shared:
                 self.state.share_with(peer, progress, reply=False)
@@ -471,22 +537,21 @@ class PullMachine:
         if not progress.shared:
             return
         self._note_share(progress, peer, message)
-        if message.wants and not message.reply:
+        if not message.reply:
             self.state.share_with(peer, progress, reply=True)
         peer.passed_until = 0.0
         self._giving.grant()
 
     def _note_share(self, progress: Progress, peer: Peer, message: wire.Share) -> None:
         """Learn what a peer has of a blob; a Share replaces all that was known."""
-        if progress.chunks is None:
-            self._learn_size(progress, message.size_bytes)
+        self._unhold(peer, message.blob)
+        self._learn_size(progress, message.size_bytes)
         if progress.chunks is None or message.size_bytes != progress.chunks.size_bytes:
             return
         bits, checksums = read_share(message, progress.chunks)
         progress.media_type = progress.media_type or message.media_type
-        self._unhold(peer, message.blob)
         peer.shared[message.blob] = bits
-        progress.add_holder(bits)
+        self._holds(progress, bits)
         self._heard(progress, peer, zip(members(bits), checksums, strict=True))
 
     def _have_came(self, peer: Peer, message: wire.Have) -> None:
@@ -498,7 +563,7 @@ class PullMachine:
         known, new = peer.shared[message.blob], chunk_set(indices)
         peer.shared[message.blob] = known | new
         if progress.wanted:
-            progress.add_holder(new & ~known)
+            self._holds(progress, new & ~known)
             self._heard(progress, peer, zip(indices, checksums, strict=True))
         if known | new == progress.full:
             peer.wants.discard(message.blob)

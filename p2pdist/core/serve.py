@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from p2pdist.core.events import SendChunk
 from p2pdist.core.peerbook import Upload
-from p2pdist.core.wire import Decline, Grant, Refuse, Take
+from p2pdist.core.wire import Decline, Grant, Have, Refuse, Take, pack_indices
 
 if TYPE_CHECKING:
     from random import Random
@@ -70,25 +70,27 @@ class Giving:
         total, blobs = 0, self._state.blobs
         for blob in peer.wants:
             progress = blobs.get(blob)
-            if progress is not None and progress.offered:
+            if progress is not None and progress.shared:
                 total += peer.lacks(blob, progress.offered).bit_count()
         return total
 
     def taken(self, peer: Peer, message: Take) -> None:
         """Serve a grant's chunk, or refuse it where it is not ours to give (any more)."""
         state = self._state
-        upload = peer.uploads.get(message.number)
-        if upload is None or upload.blob is not None:
-            state.send(peer, Refuse(message.number))
+        upload, progress = peer.uploads.get(message.number), state.blobs.get(message.blob)
+        ours = progress is not None and progress.shared and progress.offered >> message.index & 1
+        if upload is not None and upload.blob is None and ours:
+            upload.blob, upload.index, upload.since = message.blob, message.index, state.now
+            number, blob, index = message.number, message.blob, message.index
+            state.out.append(SendChunk(peer=peer.peer_id, number=number, blob=blob, index=index))
             return
-        progress = state.blobs.get(message.blob)
-        if progress is None or not progress.shared or not progress.offered >> message.index & 1:
+        state.send(peer, Refuse(message.number))
+        if progress is not None and ours:
+            # The grant has lapsed, but the chunk is still here: a Refuse alone would say that it is not.
+            state.send(peer, Have(message.blob, pack_indices([message.index]), progress.own[message.index]))
+        elif upload is not None and upload.blob is None:
             self.free(peer, message.number)
-            state.send(peer, Refuse(message.number))
             self.grant()
-            return
-        upload.blob, upload.index, upload.since = message.blob, message.index, state.now
-        state.out.append(SendChunk(peer=peer.peer_id, number=message.number, blob=message.blob, index=message.index))
 
     def declined(self, peer: Peer, message: Decline) -> None:
         state = self._state

@@ -90,11 +90,14 @@ class SwarmState:
 
     def tell_haves(self, peer: Peer) -> None:
         """Bring a peer up to date on the blobs that it takes part in."""
+        if peer.told_at == self.gains:
+            return
+        peer.told_at = self.gains
         for blob, cursor in peer.cursors.items():
-            progress = self.blobs.get(blob)
-            if progress is None or cursor >= len(progress.log):
-                continue
+            progress = self.blobs[blob]
             fresh = progress.log[cursor:]
+            if not fresh:
+                continue
             peer.cursors[blob] = len(progress.log)
             self.send(peer, Have(blob, pack_indices(fresh), b"".join(progress.own[index] for index in fresh)))
 

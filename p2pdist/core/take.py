@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from p2pdist.core.chunkmap import members
 from p2pdist.core.events import TakeChunk
 from p2pdist.core.peerbook import Download
 from p2pdist.core.select import rarest
@@ -93,14 +92,15 @@ class Taking:
         """Return a chunk that is on its way already, but for long (the endgame), or None."""
         patience_s = max(DUPLICATE_FACTOR * self._chunk_s, MIN_DEADLINE_S / 2)
         for progress in self._state.wanted():
-            for index in members(peer.shared.get(progress.blob, 0) & ~progress.have):
-                asked = progress.asked.get(index, [])
-                if len(asked) == 1 and asked[0][0] != peer.peer_id and self._state.now - asked[0][1] > patience_s:
+            free = peer.shared.get(progress.blob, 0) & ~progress.have
+            for index, asked in progress.asked.items():
+                late = self._state.now - asked[0][1] > patience_s
+                if free >> index & 1 and late and len(asked) == 1 and asked[0][0] != peer.peer_id:
                     return progress, index
         return None
 
     def arrived(self, peer: Peer, number: int, size: int) -> None:
-        """Note that a chunk is whole, right or wrong."""
+        """Note that a chunk is whole, right or wrong; the caller makes room once it knows which."""
         download = peer.downloads.get(number)
         if download is not None:
             taken_s = self._state.now - download.since
@@ -108,7 +108,6 @@ class Taking:
         peer.down_bytes += size
         peer.failures = 0
         self.end(peer, number)
-        self.make_room()
 
     def end(self, peer: Peer, number: int) -> Download | None:
         """Wait for this chunk no more; return what was waited for."""
