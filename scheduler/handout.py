@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from random import Random
 
     from p2pdist.core.types import PeerId
@@ -20,29 +20,59 @@ LOCAL_SHARE = 0.8
 """Of a newcomer's neighbours, at most this part from its own site: a few links must join the sites."""
 
 
+class Crowd:
+    """A set of peers of which some can be drawn at random; every call but iteration takes constant time."""
+
+    def __init__(self) -> None:
+        self._peers: list[PeerId] = []
+        self._at: dict[PeerId, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def __iter__(self) -> Iterator[PeerId]:
+        return iter(self._peers)
+
+    def __contains__(self, peer: PeerId) -> bool:
+        return peer in self._at
+
+    def add(self, peer: PeerId) -> None:
+        if peer not in self._at:
+            self._at[peer] = len(self._peers)
+            self._peers.append(peer)
+
+    def discard(self, peer: PeerId) -> None:
+        at = self._at.pop(peer, None)
+        if at is None:
+            return
+        last = self._peers.pop()
+        if last != peer:
+            self._peers[at] = last
+            self._at[last] = at
+
+    def sample(self, most: int, rng: Random) -> list[PeerId]:
+        """Return all peers where there are no more than `most`, else so many different ones at random."""
+        return list(self._peers) if len(self._peers) <= most else rng.sample(self._peers, most)
+
+
 def neighbours(
     newcomer: PeerId,
     candidates: Sequence[PeerId],
     degrees: Mapping[PeerId, int],
     sites: Mapping[PeerId, str],
-    degree: int,
+    wanted: int,
     rng: Random,
 ) -> list[PeerId]:
-    """Return the peers that the newcomer should dial.
+    """Return up to `wanted` peers that the newcomer should dial.
 
     Args:
-        candidates: the swarm's other members, each once.
-        degrees: how many neighbours each peer has been given so far.
-        degree: the aim; swarms no larger than this become a full mesh.
+        candidates: other members of the swarm, each once.
+        degrees: how many neighbours each candidate has.
+        sites: of the candidates and the newcomer.
     """
-    if len(candidates) <= degree:
-        return list(candidates)
-    wanted = -(-degree // 2)
-    shuffled = (
-        rng.sample(candidates, len(candidates)) if len(candidates) <= 8 * degree else rng.sample(candidates, 8 * degree)
-    )
-    shuffled.sort(key=lambda peer: degrees.get(peer, 0))
-    local = [peer for peer in shuffled if sites.get(peer) == sites.get(newcomer)]
-    remote = [peer for peer in shuffled if sites.get(peer) != sites.get(newcomer)]
+    shuffled = rng.sample(candidates, len(candidates))
+    shuffled.sort(key=lambda peer: degrees[peer])
+    local = [peer for peer in shuffled if sites[peer] == sites[newcomer]]
+    remote = [peer for peer in shuffled if sites[peer] != sites[newcomer]]
     chosen = local[: wanted if not remote else round(LOCAL_SHARE * wanted)]
     return (chosen + remote + local[len(chosen) :])[:wanted]

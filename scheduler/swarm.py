@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scheduler knows and decides: members, swarms, leases, checksums, tags. Pure.
+"""What the scheduler knows and decides: members, swarms, leases, checksums; tags are in tags.py. Pure.
 
 Every call takes `now` (monotonic seconds) and returns the messages to send. The work per image is
 O(agents + chunks): the scheduler hands out neighbours and leases and hears of joins and of leased
@@ -7,7 +7,7 @@ chunks done; it never decides a transfer between peers. All state is soft: after
 back from the agents' Join and Stored.
 
 Invariants: a chunk is leased to at most one member at a time; a chunk that a member has is not
-leased; at most LEASES leases per registry are out.
+leased; at most LEASES leases per registry are out; a swarm with a chunk to lease is in its registry's line.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from p2pdist.core.chunkmap import ChunkMap, from_bytes, lowest, members
-from p2pdist.core.lease import NEVER
+from p2pdist.core.lease import MISSING_AT_ONCE, NEVER
 from p2pdist.core.wire import (
-    Ask,
     Checksums,
     Done,
     Failed,
@@ -38,7 +37,8 @@ from p2pdist.core.wire import (
     unpack_indices,
 )
 from p2pdist.errors import RemoteProtocolError
-from scheduler.handout import neighbours
+from scheduler.handout import Crowd, neighbours
+from scheduler.tags import Tags
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,23 +50,28 @@ LEASES = 4
 """Chunks in flight from one registry: 1, 2 and 8 measured worse (SWARM)."""
 LEASE_S = 15.0
 """Without a Renew a lease lapses; its holder renews every 5 s while bytes come."""
-ASK_S = 8.0
-"""For the origin's answer to a tag; then the next who waits is asked."""
 PUSH_S = 0.1
 """Checksums wait so long for company, and longer in swarms of thousands."""
 PUSH_S_PER_MEMBER = 0.0002
 RESETTLE_S = 1.0
 """After a start: members that were in mid-pull come back before anything that they may have is leased."""
 STALE_DONE_S = 10.0
-"""A chunk reported missing this long after it was done is leased again, whoever is said to have it."""
+"""A chunk still reported missing so long after the first report is leased again, whoever is said to have it."""
 FAILED_PAUSE_S = 2.0
 """An agent whose fetch failed gets no lease of that blob for so long: its own way to the origin may be broken."""
+MAX_PAUSE_S = 30.0
+"""How long one agent's Failed may keep all from a registry."""
 SAMPLE = 8
 """Members looked at for a lease in a large swarm."""
+CANDIDATES = 8
+"""Times the degree: members looked at for a newcomer's neighbours in a large swarm."""
+MAX_NAMED = 100
+"""Addresses in one Neighbours."""
 MAX_SWARMS = 20_000
+MAX_JOINED = 4096
+"""Blobs that one agent may want at a time."""
 MAX_STORED = 10_000
 """Blobs remembered per agent."""
-MAX_TAGS = 10_000
 
 Outbox = list[tuple["PeerId", Message]]
 
@@ -78,9 +83,10 @@ class Member:
     address: PeerAddress
     swarms: dict[Digest, None] = field(default_factory=dict)
     stored: dict[Digest, None] = field(default_factory=dict)
+    neighbours: dict[PeerId, None] = field(default_factory=dict)
+    """Whom it was told to dial, and who was told to dial it."""
     leases: int = 0
     leased_ever: int = 0
-    degree: int = 0
 
 
 @dataclass(slots=True)
@@ -89,16 +95,19 @@ class Swarm:
 
     blob: Digest
     registry: str
+    order: int
     chunks: ChunkMap | None
-    members: list[PeerId] = field(default_factory=list)
-    """Those that want it; a list, so that one can be drawn at random."""
+    members: Crowd = field(default_factory=Crowd)
+    """Those that want it."""
     done: dict[int, Checksum] = field(default_factory=dict)
-    done_by: dict[int, tuple[PeerId, float]] = field(default_factory=dict)
+    done_by: dict[int, PeerId] = field(default_factory=dict)
     done_bits: int = 0
     leases: dict[int, tuple[PeerId, float]] = field(default_factory=dict)
     leased_bits: int = 0
     refused: dict[PeerId, float] = field(default_factory=dict)
-    """Members that gave a lease back, and until when none is given to them."""
+    """Members that gave a lease back or let it lapse, and until when none is given to them."""
+    missing: dict[int, float] = field(default_factory=dict)
+    """Chunks that are said to be somewhere, but were reported missing: when first."""
     fresh: list[int] = field(default_factory=list)
     pushed_at: float = 0.0
 
@@ -116,13 +125,27 @@ class Swarm:
 
 
 @dataclass(slots=True)
-class Tag:
-    """A tag that was asked for: resolved until `expires`, or being asked for by `asked`."""
+class Registry:
+    """The leases that are out for one origin, and the swarms in line for the next, in the order of the joins."""
 
-    answer: tuple[str, str, int] | None = None
-    expires: float = 0.0
-    asked: tuple[PeerId, int] | None = None
-    waiting: dict[tuple[PeerId, int], None] = field(default_factory=dict)
+    leases: dict[tuple[Digest, int], Swarm] = field(default_factory=dict)
+    first: dict[Digest, Swarm] = field(default_factory=dict)
+    """Swarms whose first chunk is to be leased; they leave the line when they come up and have nothing to lease."""
+    rest: dict[Digest, Swarm] = field(default_factory=dict)
+    paused_until: float = 0.0
+
+    def line_up(self, swarm: Swarm) -> None:
+        """Put a swarm in line that may have something to lease."""
+        for line in (self.first, self.rest) if swarm.pending & 1 else (self.rest,):
+            behind = next(reversed(line.values())).order if line else -1
+            if line.setdefault(swarm.blob, swarm).order < behind:
+                ordered = sorted(line.items(), key=lambda entry: entry[1].order)
+                line.clear()
+                line.update(ordered)
+
+    @property
+    def idle(self) -> bool:
+        return not (self.leases or self.first or self.rest)
 
 
 class SchedulerState:
@@ -135,13 +158,14 @@ class SchedulerState:
         self.leases_lapsed = 0
         self._rng = rng
         self._degree = degree
-        self._tag_ttl_s = tag_ttl_s
         self._resettle_until = started + RESETTLE_S
         self._restarting = False
-        self._holders: dict[Digest, dict[PeerId, None]] = {}
-        self._tags: dict[tuple[str, str, str], Tag] = {}
-        self._out_leases: dict[str, int] = {}
-        self._paused: dict[str, float] = {}
+        self._orders = 0
+        self._holders: dict[Digest, Crowd] = {}
+        self._registries: dict[str, Registry] = {}
+        self._fresh: dict[Digest, Swarm] = {}
+        """Swarms with checksums to push."""
+        self._tags = Tags(tag_ttl_s)
 
     # -------------------------------------------------------------- members
 
@@ -154,16 +178,13 @@ class SchedulerState:
         member = self.members.pop(peer, None)
         if member is None:
             return []
-        out: Outbox = []
+        for other in member.neighbours:
+            self.members[other].neighbours.pop(peer, None)
         for blob in list(member.swarms):
             self._leave(peer, member, blob)
         for blob in member.stored:
             self._unstore(peer, blob)
-        for key, tag in list(self._tags.items()):
-            tag.waiting = {waiter: None for waiter in tag.waiting if waiter[0] != peer}
-            if tag.asked is not None and tag.asked[0] == peer:
-                out += self._ask_next(key, tag, now)
-        return out + self._hand_out(now)
+        return self._tags.gone(peer, now) + self._hand_out(now)
 
     def said(self, peer: PeerId, message: Message, now: float) -> Outbox:
         """Act on an agent's message.
@@ -176,7 +197,8 @@ class SchedulerState:
             case Join():
                 return self._on_join(peer, member, message, now) + self._hand_out(now)
             case Done():
-                return self._on_done(peer, message, now) + self._hand_out(now)
+                self._on_done(peer, message)
+                return self._hand_out(now)
             case Failed():
                 self._on_failed(peer, message, now)
                 return self._hand_out(now)
@@ -197,70 +219,85 @@ class SchedulerState:
                     self._unstore(peer, message.blob)
                 return self._hand_out(now)
             case Resolve():
-                return self._on_resolve(peer, message, now)
+                return self._tags.resolve(peer, message, now)
             case Resolved():
-                return self._on_resolved(peer, message, now)
+                return self._tags.resolved(peer, message, now)
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} from an agent")
 
     def tick(self, now: float) -> Outbox:
         """Push checksums, let late leases lapse, ask again for tags; every PUSH_S or so."""
         out: Outbox = []
-        for swarm in self.swarms.values():
-            for index, (peer, deadline) in list(swarm.leases.items()):
+        for name, registry in list(self._registries.items()):
+            for (_, index), swarm in list(registry.leases.items()):
+                peer, deadline = swarm.leases[index]
                 if deadline <= now:
                     self.leases_lapsed += 1
+                    swarm.refused[peer] = now + FAILED_PAUSE_S
                     self._end_lease(swarm, index, peer)
-            if swarm.fresh and now - swarm.pushed_at >= PUSH_S + PUSH_S_PER_MEMBER * len(swarm.members):
+            if registry.idle and registry.paused_until <= now:
+                del self._registries[name]
+        for swarm in list(self._fresh.values()):
+            if now - swarm.pushed_at >= PUSH_S + PUSH_S_PER_MEMBER * len(swarm.members):
                 out += self._push(swarm, now)
-        for key, tag in list(self._tags.items()):
-            if tag.asked is not None and tag.expires <= now:
-                out += self._ask_next(key, tag, now)
-            elif tag.asked is None and tag.expires <= now:
-                del self._tags[key]
-        return out + self._hand_out(now)
+        return out + self._tags.tick(now) + self._hand_out(now)
 
     # --------------------------------------------------------------- swarms
 
     def _on_join(self, peer: PeerId, member: Member, message: Join, now: float) -> Outbox:
-        swarm = self.swarms.get(message.blob)
-        if swarm is None:
-            swarm = self._new_swarm(message)
-        if swarm.chunks is None and message.size_bytes >= 0:
-            swarm.chunks = ChunkMap.of(message.size_bytes)
-        if message.blob not in member.swarms:
-            member.swarms[message.blob] = None
-            swarm.members.append(peer)
+        if message.blob not in member.swarms and len(member.swarms) >= MAX_JOINED:
+            raise RemoteProtocolError(f"more than {MAX_JOINED} blobs wanted")
+        swarm = self.swarms.get(message.blob) or self._new_swarm(message)
+        member.swarms[message.blob] = None
+        swarm.members.add(peer)
+        self._learn_size(swarm, message.size_bytes)
         if swarm.chunks is not None and swarm.size_bytes == message.size_bytes:
             self._read_have(swarm, peer, message, now)
-        out: Outbox = []
-        others = [other for other in swarm.members if other != peer]
-        others += [other for other in self._holders.get(message.blob, {}) if other != peer and other not in others]
-        chosen = neighbours(
-            peer,
-            others,
-            {other: self.members[other].degree for other in others},
-            {other: self.members[other].address.site for other in [*others, peer]},
-            self._degree,
-            self._rng,
-        )
-        if chosen:
-            for other in chosen:
-                self.members[other].degree += 1
-            member.degree += len(chosen)
-            out.append((peer, Neighbours(message.blob, [self.members[other].address for other in chosen])))
+        out = self._introduce(peer, member, swarm)
         if swarm.done:
             out.append((peer, self._checksums(swarm, swarm.done)))
         return out
 
+    def _introduce(self, peer: PeerId, member: Member, swarm: Swarm) -> Outbox:
+        """Name a newcomer's neighbours in a swarm: those that it has already, for the sake of another blob, first."""
+        holders = self._holders.get(swarm.blob, Crowd())
+        known = [other for other in member.neighbours if other in swarm.members or other in holders]
+        most = CANDIDATES * self._degree
+        drawn = dict.fromkeys([*swarm.members.sample(most, self._rng), *holders.sample(most, self._rng)])
+        others = [other for other in drawn if other != peer and self.members[other].address.port]
+        if len(others) > self._degree:
+            others = [other for other in others if other not in member.neighbours]
+            degrees = {other: len(self.members[other].neighbours) for other in others}
+            sites = {other: self.members[other].address.site for other in [*others, peer]}
+            wanted = max(0, -(-self._degree // 2) - len(known))
+            others = known[:MAX_NAMED] + neighbours(peer, others, degrees, sites, wanted, self._rng)
+        for other in others:
+            self.members[other].neighbours[peer] = None
+            member.neighbours[other] = None
+        return self._name(peer, swarm, others)
+
+    def _name(self, peer: PeerId, swarm: Swarm, others: Iterable[PeerId]) -> Outbox:
+        addresses = [self.members[other].address for other in others if self.members[other].address.port]
+        return [(peer, Neighbours(swarm.blob, addresses))] if addresses else []
+
     def _new_swarm(self, message: Join) -> Swarm:
         if len(self.swarms) >= MAX_SWARMS:
             raise RemoteProtocolError(f"more than {MAX_SWARMS} blobs at once")
-        chunks = ChunkMap.of(message.size_bytes) if message.size_bytes >= 0 else None
-        swarm = self.swarms[message.blob] = Swarm(message.blob, message.registry, chunks)
-        if self._holders.get(message.blob):
+        self._orders += 1
+        swarm = self.swarms[message.blob] = Swarm(message.blob, message.registry, self._orders, None)
+        self._learn_size(swarm, message.size_bytes)
+        if message.blob in self._holders:
             swarm.done_bits = swarm.full
+        self._registry(swarm).line_up(swarm)
         return swarm
+
+    def _learn_size(self, swarm: Swarm, size_bytes: int) -> None:
+        if swarm.chunks is None and size_bytes >= 0:
+            swarm.chunks = ChunkMap.of(size_bytes)
+            self._registry(swarm).line_up(swarm)
+
+    def _registry(self, swarm: Swarm) -> Registry:
+        return self._registries.setdefault(swarm.registry, Registry())
 
     def _read_have(self, swarm: Swarm, peer: PeerId, message: Join, now: float) -> None:
         assert swarm.chunks is not None
@@ -273,44 +310,48 @@ class SchedulerState:
             self._restarting = True
         for index, checksum in zip(members(bits), checksums, strict=True):
             if index not in swarm.done:
-                self._note_done(swarm, index, checksum, peer, now)
+                self._note_done(swarm, index, checksum, peer)
 
-    def _note_done(self, swarm: Swarm, index: int, checksum: Checksum, peer: PeerId, now: float) -> None:
+    def _note_done(self, swarm: Swarm, index: int, checksum: Checksum, peer: PeerId) -> None:
         swarm.done[index] = checksum
         swarm.done_bits |= 1 << index
-        swarm.done_by[index] = (peer, now)
+        swarm.done_by[index] = peer
+        swarm.missing.pop(index, None)
         swarm.fresh.append(index)
+        self._fresh[swarm.blob] = swarm
 
     def _leave(self, peer: PeerId, member: Member, blob: Digest) -> None:
         swarm = self.swarms.get(blob)
         if swarm is None or blob not in member.swarms:
             return
         del member.swarms[blob]
-        swarm.members.remove(peer)
+        swarm.members.discard(peer)
         swarm.refused.pop(peer, None)
         for index, (holder, _) in list(swarm.leases.items()):
             if holder == peer:
                 self._end_lease(swarm, index, peer)
         if not swarm.members:
             del self.swarms[blob]
+            self._fresh.pop(blob, None)
+            registry = self._registry(swarm)
+            registry.first.pop(blob, None)
+            registry.rest.pop(blob, None)
 
     def _on_stored(self, peer: PeerId, member: Member, blobs: Iterable[Digest]) -> None:
         for blob in blobs:
-            if len(member.stored) >= MAX_STORED:
-                break
-            member.stored[blob] = None
-            self._holders.setdefault(blob, {})[peer] = None
+            if len(member.stored) < MAX_STORED:
+                member.stored[blob] = None
+                self._holders.setdefault(blob, Crowd()).add(peer)
             swarm = self.swarms.get(blob)
             if swarm is not None:
                 swarm.done_bits = swarm.full
                 self._leave(peer, member, blob)
 
     def _unstore(self, peer: PeerId, blob: Digest) -> None:
-        holders = self._holders.get(blob)
-        if holders is not None:
-            holders.pop(peer, None)
-            if not holders:
-                del self._holders[blob]
+        holders = self._holders[blob]
+        holders.discard(peer)
+        if not holders:
+            del self._holders[blob]
 
     def _checksums(self, swarm: Swarm, indices: Iterable[int]) -> Checksums:
         listed = [index for index in indices if index in swarm.done]
@@ -320,6 +361,7 @@ class SchedulerState:
     def _push(self, swarm: Swarm, now: float) -> Outbox:
         message = self._checksums(swarm, swarm.fresh)
         swarm.fresh.clear()
+        del self._fresh[swarm.blob]
         swarm.pushed_at = now
         return [(peer, message) for peer in swarm.members]
 
@@ -330,29 +372,41 @@ class SchedulerState:
         if self._restarting and now < self._resettle_until:
             return []
         out: Outbox = []
-        for first in (True, False):
-            for swarm in self.swarms.values():
-                while self._out_leases.get(swarm.registry, 0) < LEASES and self._paused.get(swarm.registry, 0.0) <= now:
-                    pending = swarm.pending & 1 if first else swarm.pending
-                    peer = self._draw(swarm, now) if pending else None
-                    if peer is None:
-                        break
-                    index = lowest(pending)
-                    swarm.leases[index] = (peer, now + LEASE_S)
-                    swarm.leased_bits |= 1 << index
-                    self._out_leases[swarm.registry] = self._out_leases.get(swarm.registry, 0) + 1
-                    self.members[peer].leases += 1
-                    self.members[peer].leased_ever += 1
-                    self.leases_granted += 1
-                    out.append((peer, Lease(swarm.blob, index, int(LEASE_S * 1000))))
+        for registry in self._registries.values():
+            if registry.paused_until <= now:
+                self._lease_along(registry, registry.first, 1, now, out)
+                self._lease_along(registry, registry.rest, -1, now, out)
         return out
+
+    def _lease_along(self, registry: Registry, line: dict[Digest, Swarm], which: int, now: float, out: Outbox) -> None:
+        """Lease chunks of the set `which` of the swarms in line, as far as the registry's number of leases goes."""
+        through = []
+        for swarm in line.values():
+            while len(registry.leases) < LEASES and swarm.pending & which:
+                peer = self._draw(swarm, now)
+                if peer is None:
+                    break
+                self._lease(registry, swarm, lowest(swarm.pending), peer, now, out)
+            if not swarm.pending & which:
+                through.append(swarm.blob)
+            if len(registry.leases) >= LEASES:
+                break
+        for blob in through:
+            del line[blob]
+
+    def _lease(self, registry: Registry, swarm: Swarm, index: int, peer: PeerId, now: float, out: Outbox) -> None:
+        swarm.leases[index] = (peer, now + LEASE_S)
+        swarm.leased_bits |= 1 << index
+        registry.leases[swarm.blob, index] = swarm
+        self.members[peer].leases += 1
+        self.members[peer].leased_ever += 1
+        self.leases_granted += 1
+        out.append((peer, Lease(swarm.blob, index, int(LEASE_S * 1000))))
 
     def _draw(self, swarm: Swarm, now: float) -> PeerId | None:
         """Return the member to lease a chunk to: one without a lease, and of those one with few so far."""
-        if not swarm.members:
-            return None
         most = -(-LEASES // len(swarm.members))
-        drawn = swarm.members if len(swarm.members) <= 2 * SAMPLE else self._rng.sample(swarm.members, SAMPLE)
+        drawn = swarm.members.sample(2 * SAMPLE if len(swarm.members) <= 2 * SAMPLE else SAMPLE, self._rng)
         free = [peer for peer in drawn if self.members[peer].leases < most and swarm.refused.get(peer, 0.0) <= now]
         if not free:
             return None
@@ -364,26 +418,27 @@ class SchedulerState:
             return False
         del swarm.leases[index]
         swarm.leased_bits &= ~(1 << index)
-        self._out_leases[swarm.registry] -= 1
+        registry = self._registry(swarm)
+        del registry.leases[swarm.blob, index]
+        registry.line_up(swarm)
         if peer in self.members:
             self.members[peer].leases -= 1
         return True
 
-    def _on_done(self, peer: PeerId, message: Done, now: float) -> Outbox:
+    def _on_done(self, peer: PeerId, message: Done) -> None:
         swarm = self.swarms.get(message.blob)
         if swarm is None:
-            return []
-        if swarm.chunks is None and message.size_bytes >= 0:
-            swarm.chunks = ChunkMap.of(message.size_bytes)
-        count = 0 if swarm.chunks is None else swarm.chunks.count
-        if not 0 <= message.index < max(count, 1):
-            raise RemoteProtocolError(f"chunk {message.index} of a blob of {count}")
+            return
+        self._learn_size(swarm, message.size_bytes)
+        if message.size_bytes != swarm.size_bytes:
+            return
+        if not swarm.full >> message.index & 1:
+            raise RemoteProtocolError(f"chunk {message.index} of a blob of {message.size_bytes} bytes")
         checksum = unpack_checksums(message.checksum, 1)[0]
         held = self._end_lease(swarm, message.index, peer)
         # Without the lease (it lapsed, or an earlier scheduler gave it) the word counts only where no other has it.
         if message.index not in swarm.done and (held or message.index not in swarm.leases):
-            self._note_done(swarm, message.index, checksum, peer, now)
-        return []
+            self._note_done(swarm, message.index, checksum, peer)
 
     def _on_failed(self, peer: PeerId, message: Failed, now: float) -> None:
         swarm = self.swarms.get(message.blob)
@@ -391,69 +446,31 @@ class SchedulerState:
             return
         swarm.refused[peer] = float("inf") if message.pause_ms == NEVER else now + FAILED_PAUSE_S
         if message.pause_ms > 0:
-            self._paused[swarm.registry] = now + min(message.pause_ms, 30_000) / 1000
+            self._registry(swarm).paused_until = now + min(message.pause_ms / 1000, MAX_PAUSE_S)
 
     def _on_missing(self, peer: PeerId, message: Missing, now: float) -> Outbox:
         """Help an agent that sees no holder of some chunks: name one, or lease them again."""
         swarm = self.swarms.get(message.blob)
         if swarm is None:
             return []
+        stored = [
+            other for other in self._holders.get(message.blob, Crowd()).sample(SAMPLE, self._rng) if other != peer
+        ]
         named: dict[PeerId, None] = {}
-        for index in unpack_indices(message.indices, max(swarm.full.bit_length(), 1)):
-            if index in swarm.leases:
+        for index in unpack_indices(message.indices, 1 << 32)[:MISSING_AT_ONCE]:
+            if index in swarm.leases or not swarm.done_bits >> index & 1:
                 continue
-            holder, since = swarm.done_by.get(index, (None, now))
-            holders = [] if holder is None else [holder]
-            holders += list(self._holders.get(message.blob, {}))
-            there = [other for other in holders if other in self.members and other != peer]
+            holder = swarm.done_by.get(index, peer)
+            there = stored if holder == peer or holder not in self.members else [*stored, holder]
+            since = swarm.missing.setdefault(index, now)
+            if now - since >= 2 * STALE_DONE_S:
+                # An old report, of another agent: it has found the chunk since.
+                since = swarm.missing[index] = now
             if there and now - since < STALE_DONE_S:
-                named[there[0]] = None
+                named[self._rng.choice(there)] = None
                 continue
             swarm.done_bits &= ~(1 << index)
-            swarm.done.pop(index, None)
-            swarm.done_by.pop(index, None)
-        if not named:
-            return []
-        return [(peer, Neighbours(message.blob, [self.members[other].address for other in named]))]
-
-    # ----------------------------------------------------------------- tags
-
-    def _on_resolve(self, peer: PeerId, message: Resolve, now: float) -> Outbox:
-        key = (message.registry, message.repository, message.tag)
-        tag = self._tags.get(key)
-        if tag is None:
-            if len(self._tags) >= MAX_TAGS:
-                return [(peer, Resolved(message.number, "", "", 0))]
-            tag = self._tags[key] = Tag()
-        if tag.answer is not None and tag.expires > now:
-            return [(peer, Resolved(message.number, *tag.answer))]
-        tag.answer = None
-        tag.waiting[peer, message.number] = None
-        return [] if tag.asked is not None else self._ask_next(key, tag, now)
-
-    def _ask_next(self, key: tuple[str, str, str], tag: Tag, now: float) -> Outbox:
-        """Let the next who waits ask the origin."""
-        tag.asked = None
-        if not tag.waiting:
-            self._tags.pop(key, None)
-            return []
-        tag.asked = next(iter(tag.waiting))
-        del tag.waiting[tag.asked]
-        tag.expires = now + ASK_S
-        return [(tag.asked[0], Ask(tag.asked[1]))]
-
-    def _on_resolved(self, peer: PeerId, message: Resolved, now: float) -> Outbox:
-        for tag in self._tags.values():
-            if tag.asked == (peer, message.number):
-                break
-        else:
-            return []
-        tag.asked = None
-        waiting, tag.waiting = list(tag.waiting), {}
-        if message.digest:
-            tag.answer = (message.digest, message.media_type, message.size_bytes)
-            tag.expires = now + self._tag_ttl_s
-        else:
-            tag.expires = now
-        answer = (message.digest, message.media_type, message.size_bytes)
-        return [(waiter, Resolved(number, *answer)) for waiter, number in waiting]
+            for known in (swarm.done, swarm.done_by, swarm.missing):
+                known.pop(index, None)
+        self._registry(swarm).line_up(swarm)
+        return self._name(peer, swarm, named)
