@@ -65,6 +65,7 @@ class FakeOrigin:
         error: raised by every call.
         gate: where set, each call waits for it first.
         chunk_s: virtual seconds that each range takes.
+        held: chunks that do not come before their event, by their start in whatever blob.
         blobs: what is served under each digest, right or wrong.
         asked: every call, `(method, what)`.
         egress_bytes: bytes of blobs given out so far.
@@ -74,6 +75,7 @@ class FakeOrigin:
         self.error: Exception | None = None
         self.gate: trio.Event | None = None
         self.chunk_s = 0.01
+        self.held: dict[int, trio.Event] = {}
         self.blobs: dict[Digest, bytes] = {}
         self.manifests: dict[str, Manifest] = {}
         self.asked: list[tuple[str, str]] = []
@@ -126,6 +128,8 @@ class FakeOrigin:
         await self._enter("fetch", f"{digest}@{start}")
         data = self._blob(digest)[start : start + len(into)]
         await trio.sleep(self.chunk_s)
+        if start in self.held:
+            await self.held[start].wait()
         self.egress_bytes += len(data)
         into[:] = data
         progress(len(data))
@@ -203,24 +207,29 @@ class Node:
         listeners = await trio.open_tcp_listeners(self.port, host="127.0.0.1")
         self.port = listeners[0].socket.getsockname()[1]
         with self.scope:
-            async with trio.open_nursery() as nursery:
-                self.puller = Puller(
-                    self.store, self.origin, self.exchange, nursery, may_share=lambda _repository: self.public
-                )
-                self.images = Images(self.store, self.origin, self.puller, nursery, prefetch=self.prefetch)
-                self.exchange.content = self.puller
-                self.images.tracker = self.tracker
-                self.exchange.on_ask = self.images.asked
-                self.exchange.on_resolved = self.images.resolved
-                self.exchange.on_scheduler = self._scheduler_changed
-                if self.ticks:
-                    nursery.start_soon(self.exchange.tick)
-                nursery.start_soon(self.neighbourhood.run)
-                await nursery.start(trio.serve_listeners, self.neighbourhood.accept, listeners)
-                if self.tracker is not None:
-                    nursery.start_soon(self.tracker.run)
-                task_status.started()
-        self.puller.close()
+            try:
+                await self._serve(listeners, task_status)
+            finally:
+                self.puller.close()
+
+    async def _serve(self, listeners: list[trio.SocketListener], task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            self.puller = Puller(
+                self.store, self.origin, self.exchange, nursery, may_share=lambda _repository: self.public
+            )
+            self.images = Images(self.store, self.origin, self.puller, nursery, prefetch=self.prefetch)
+            self.exchange.content = self.puller
+            self.images.tracker = self.tracker
+            self.exchange.on_ask = self.images.asked
+            self.exchange.on_resolved = self.images.resolved
+            self.exchange.on_scheduler = self._scheduler_changed
+            if self.ticks:
+                nursery.start_soon(self.exchange.tick)
+            nursery.start_soon(self.neighbourhood.run)
+            await nursery.start(trio.serve_listeners, self.neighbourhood.accept, listeners)
+            if self.tracker is not None:
+                nursery.start_soon(self.tracker.run)
+            task_status.started()
 
     def _scheduler_changed(self, connected: bool) -> None:
         self.images.scheduler_changed(connected)
@@ -350,4 +359,5 @@ def no_descriptor_left() -> Iterator[None]:
     """Fail if the body leaves anything open."""
     before = descriptors()
     yield
-    assert descriptors() - before == set()
+    left = descriptors() - before
+    assert not left, left
