@@ -303,8 +303,10 @@ class Stored(Message):
 
 _INT_LIMIT = 1 << 53
 _TEXT_LIMIT = 512
-_BLOBS_LIMIT = 10_000
+_BLOBS_LIMIT = 1000
 _PEERS_LIMIT = 200
+_ARRAYS_LIMIT = _PEERS_LIMIT + 2
+"""In one message: itself, a list, and what that holds."""
 
 
 def _int(value: object) -> int:
@@ -416,6 +418,25 @@ def span_header(number: int, payload_bytes: int) -> bytes:
     return _SPAN.pack(payload_bytes + 5, _CHUNK_SPAN, number)
 
 
+def _unpack(body: bytes | bytearray | memoryview) -> object:
+    """Return what the msgpack holds; gives up before hostile nesting takes 60 times its own size in memory."""
+    left = _ARRAYS_LIMIT
+
+    def counted(items: list[object]) -> list[object]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError("too many arrays")
+        return items
+
+    def refused(_items: object) -> None:
+        raise ValueError("a map")
+
+    return msgpack.unpackb(
+        body, max_array_len=_BLOBS_LIMIT, max_map_len=0, max_ext_len=0, list_hook=counted, object_hook=refused
+    )
+
+
 def decode_message(body: bytes | bytearray | memoryview) -> Message:
     """Return the message in a frame's body, without the kind byte.
 
@@ -423,7 +444,7 @@ def decode_message(body: bytes | bytearray | memoryview) -> Message:
         RemoteProtocolError: not msgpack, no known type, a wrong number of fields, a field out of bounds.
     """
     try:
-        parts = msgpack.unpackb(body, max_array_len=_BLOBS_LIMIT, max_map_len=0, max_ext_len=0)
+        parts = _unpack(body)
         if type(parts) is not list or not parts or type(parts[0]) is not int:
             raise ValueError("not an array that begins with a type")
         cls, _, checks = _TYPES[parts[0]]

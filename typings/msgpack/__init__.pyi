@@ -8,6 +8,8 @@ def unpackb(
     *,
     raw: bool = False,
     strict_map_key: bool = True,
+    list_hook: Callable[[list[object]], object] | None = None,
+    object_hook: Callable[[dict[object, object]], object] | None = None,
     max_array_len: int = -1,
     max_map_len: int = -1,
     max_ext_len: int = -1,
