@@ -42,6 +42,8 @@ HELLO_S = 5.0
 DEAD_S = 20
 RECEIVE_BYTES = 64 * 1024
 MAX_QUEUED_BYTES = 8 * 1024 * 1024
+MAX_GREETING = 1024
+"""Connections that have not said who they are; after a restart all agents come back within seconds."""
 
 
 class AgentConnection:
@@ -49,6 +51,8 @@ class AgentConnection:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
+        self.peer: PeerId | None = None
+        """Set once it has been admitted."""
         self.pending = bytearray()
         self.wake = trio.Event()
         self.scope = trio.CancelScope()
@@ -83,6 +87,7 @@ class SchedulerServer:
             random.Random(), degree=config.degree, tag_ttl_s=config.tag_ttl_s, started=trio.current_time()
         )
         self._connections: dict[PeerId, AgentConnection] = {}
+        self._greeting = 0
 
     async def run(self) -> None:
         """Listen and serve.
@@ -91,8 +96,13 @@ class SchedulerServer:
             ConfigError: an address cannot be listened on.
         """
         agents = await _listen(self.config.listen, "listen")
-        # Bound here, so that a port in use is one clear line; hypercorn takes over the descriptors.
-        api = [listener.socket.detach() for listener in await _listen(self.config.api_listen, "api_listen")]
+        try:
+            # Bound here, so that a port in use is one clear line; hypercorn takes over the descriptors.
+            api = [listener.socket.detach() for listener in await _listen(self.config.api_listen, "api_listen")]
+        except BaseException:
+            for listener in agents:
+                listener.socket.close()
+            raise
         settings = hypercorn.config.Config()
         settings.bind = [f"fd://{descriptor}" for descriptor in api]
         settings.graceful_timeout = self.config.shutdown_grace_s
@@ -100,11 +110,19 @@ class SchedulerServer:
         stop = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stop_on_signal, stop)
-            nursery.start_soon(self._tick)
-            nursery.start_soon(trio.serve_listeners, self._serve, agents)
+            nursery.start_soon(self.serve_agents, agents)
             log.info("scheduler listens", agents=str(self.config.listen), api=str(self.config.api_listen))
             await hypercorn.trio.serve(cast("ASGIFramework", make_api(self)), settings, shutdown_trigger=stop.wait)
             nursery.cancel_scope.cancel()
+
+    async def serve_agents(
+        self, listeners: list[trio.SocketListener], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve agents on these listeners until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tick)
+            await nursery.start(trio.serve_listeners, self._serve, listeners)
+            task_status.started()
 
     async def _stop_on_signal(self, stop: trio.Event) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -132,63 +150,87 @@ class SchedulerServer:
     async def _serve(self, stream: trio.SocketStream) -> None:
         """Serve one agent until it goes; nothing that it does ends the scheduler."""
         connection = AgentConnection(stream)
-        decoder = Decoder()
-        peer: PeerId | None = None
         why = "closed"
         try:
             with connection.scope:
-                hello, early = await self._greet(stream, decoder)
-                peer = hello.peer_id
-                self._admit(connection, hello)
-                self._take_in(peer, early)
-                async with trio.open_nursery(strict_exception_groups=False) as nursery:
-                    nursery.start_soon(connection.write)
-                    while data := await stream.receive_some(RECEIVE_BYTES):
-                        self._take_in(peer, decoder.feed(memoryview(data)))
-                    nursery.cancel_scope.cancel()
-        except (RemoteProtocolError, trio.BrokenResourceError, trio.TooSlowError, OSError) as error:
-            why = str(error) or type(error).__name__
+                await self._converse(connection)
+            if connection.scope.cancelled_caught:
+                why = "another connection took its place, or it reads nothing"
+        except* (RemoteProtocolError, trio.BrokenResourceError, trio.TooSlowError, OSError) as group:
+            # Reader and writer may find it broken at the same time.
+            why = str(group.exceptions[0]) or type(group.exceptions[0]).__name__
         finally:
-            if peer is not None and self._connections.get(peer) is connection:
-                del self._connections[peer]
-                self._deliver(self.state.gone(peer, trio.current_time()))
-            log.info("agent left", peer=peer, why=why)
+            self._take_out(connection)
+            (log.info if connection.peer else log.debug)("agent left", peer=connection.peer, why=why)
             with trio.move_on_after(1, shield=True):
                 await trio.aclose_forcefully(stream)
 
+    async def _converse(self, connection: AgentConnection) -> None:
+        stream, decoder = connection.stream, Decoder()
+        hello, early = await self._greet(stream, decoder)
+        self._admit(connection, hello)
+        self._take_in(connection, early)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.write)
+            while data := await stream.receive_some(RECEIVE_BYTES):
+                self._take_in(connection, decoder.feed(memoryview(data)))
+            nursery.cancel_scope.cancel()
+
     async def _greet(self, stream: trio.SocketStream, decoder: Decoder) -> tuple[Hello, list[Message | ChunkSpan]]:
-        _tune(stream)
-        with trio.fail_after(HELLO_S):
-            items: list[Message | ChunkSpan] = []
-            while not items:
-                data = await stream.receive_some(RECEIVE_BYTES)
-                if not data:
-                    raise RemoteProtocolError("it hung up before its hello")
-                items = decoder.feed(memoryview(data))
-            hello = items[0]
-            if not isinstance(hello, Hello):
-                raise RemoteProtocolError(f"a {type(hello).__name__} where a hello should be")
-            own = Hello(VERSION, self.config.cluster, SCHEDULER_ID, 0, "", "", "")
-            await stream.send_all(encode(own))
+        if self._greeting >= MAX_GREETING:
+            raise RemoteProtocolError(f"{MAX_GREETING} connections have not said who they are")
+        self._greeting += 1
+        try:
+            _tune(stream)
+            with trio.fail_after(HELLO_S):
+                items: list[Message | ChunkSpan] = []
+                while not items:
+                    data = await stream.receive_some(RECEIVE_BYTES)
+                    if not data:
+                        raise RemoteProtocolError("it hung up before its hello")
+                    items = decoder.feed(memoryview(data))
+                own = Hello(VERSION, self.config.cluster, SCHEDULER_ID, 0, "", "", "")
+                await stream.send_all(encode(own))
+        finally:
+            self._greeting -= 1
+        return self._checked(items[0]), items[1:]
+
+    def _checked(self, hello: Message | ChunkSpan) -> Hello:
+        """Return the agent's hello if it may join."""
+        if not isinstance(hello, Hello):
+            raise RemoteProtocolError(f"a {type(hello).__name__} where a hello should be")
         if hello.version != VERSION or hello.cluster != self.config.cluster:
             raise RemoteProtocolError(f"protocol {hello.version} or cluster {hello.cluster!r} is not ours")
-        if len(self._connections) >= self.config.max_agents:
+        if not 0 < hello.port < 65536:
+            # Its address goes to other agents, who would take it for a breach of the protocol by us.
+            raise RemoteProtocolError(f"it listens on no port that there is: {hello.port}")
+        if len(self._connections) >= self.config.max_agents and hello.peer_id not in self._connections:
             raise RemoteProtocolError(f"there are {self.config.max_agents} agents already (max_agents)")
-        return hello, items[1:]
+        return hello
 
     def _admit(self, connection: AgentConnection, hello: Hello) -> None:
-        peer = hello.peer_id
-        old = self._connections.pop(peer, None)
+        host = hello.host or connection.stream.socket.getpeername()[0]
+        old = self._connections.get(hello.peer_id)
         if old is not None:
             old.scope.cancel()
-            self._deliver(self.state.gone(peer, trio.current_time()))
-        host = hello.host or connection.stream.socket.getpeername()[0]
-        self._connections[peer] = connection
-        self.state.connected(PeerAddress(peer, host, hello.port, hello.site, hello.rack))
-        log.info("agent joined", peer=peer, host=host, port=hello.port)
+            self._take_out(old)
+        connection.peer = hello.peer_id
+        self._connections[hello.peer_id] = connection
+        self.state.connected(PeerAddress(hello.peer_id, host, hello.port, hello.site, hello.rack))
+        log.info("agent joined", peer=hello.peer_id, host=host, port=hello.port)
 
-    def _take_in(self, peer: PeerId, items: list[Message | ChunkSpan]) -> None:
+    def _take_out(self, connection: AgentConnection) -> None:
+        """Forget an agent's connection, unless another has its place."""
+        peer = connection.peer
+        if peer is not None and self._connections.get(peer) is connection:
+            del self._connections[peer]
+            self._deliver(self.state.gone(peer, trio.current_time()))
+
+    def _take_in(self, connection: AgentConnection, items: list[Message | ChunkSpan]) -> None:
         for item in items:
+            peer = connection.peer
+            if peer is None or self._connections.get(peer) is not connection:
+                return
             if isinstance(item, ChunkSpan):
                 raise RemoteProtocolError("it sends chunk bytes to the scheduler")
             self.messages_in += 1

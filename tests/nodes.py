@@ -307,15 +307,14 @@ async def connect_all(nodes: list[Node]) -> None:
 
 
 @asynccontextmanager
-async def running_scheduler() -> AsyncIterator[tuple[SchedulerServer, tuple[str, int]]]:
-    """Run a scheduler's agent port; what its API adds has tests of its own."""
+async def running_scheduler() -> AsyncIterator[tuple[SchedulerServer, tuple[str, int], trio.CancelScope]]:
+    """Run a scheduler's agent port; yield it, where it listens, and what ends it."""
     server = SchedulerServer(SchedulerConfig(listen=Address("127.0.0.1", 0), cluster="lab"))
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server._tick)
-        await nursery.start(trio.serve_listeners, server._serve, listeners)
+        await nursery.start(server.serve_agents, listeners)
         try:
-            yield server, ("127.0.0.1", listeners[0].socket.getsockname()[1])
+            yield server, ("127.0.0.1", listeners[0].socket.getsockname()[1]), nursery.cancel_scope
         finally:
             nursery.cancel_scope.cancel()
 
