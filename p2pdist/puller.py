@@ -103,7 +103,9 @@ class Puller:
             raise _plain(arrival.failure)
         found = self._read_manifest(digest)
         if found is None:
-            raise PullFailed(digest, [TransferTimeout(f"no source had the manifest within {MANIFEST_S:.0f} s")])
+            progress = self._exchange.machine.blobs.get(digest)
+            causes = progress.causes if progress is not None else []
+            raise PullFailed(digest, causes or [TransferTimeout(f"no source gave it within {MANIFEST_S:.0f} s")])
         return found
 
     def _read_manifest(self, digest: Digest) -> Manifest | None:
