@@ -191,6 +191,13 @@ class Cluster:
             lines += [f"--- {agent.process.name}: {status}", agent.process.tail()]
         return "\n".join(lines)
 
+    def expect_clean_logs(self) -> None:
+        """Fail where an agent or the scheduler wrote what is no event of its log: a traceback, a library's warning."""
+        processes = [agent.process for agent in self.agents.values()] + [self.scheduler] * (self.scheduler is not None)
+        for process in processes:
+            strange = [line for line in process.log.read_text().splitlines() if not line.startswith('{"')]
+            assert not strange, f"{process.name} wrote {strange[:20]}"
+
     def requests(self) -> list[dict[str, Any]]:
         """Return the registry's log of the responses that it has written."""
         lines = self.registry.process.log.read_bytes().splitlines(keepends=True)
@@ -250,6 +257,7 @@ async def open_cluster(
             await cluster.start_scheduler()
         try:
             yield cluster
+            cluster.expect_clean_logs()
         except Exception as error:
             error.add_note(await cluster.account())
             raise

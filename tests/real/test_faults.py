@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -74,6 +76,22 @@ async def test_an_origin_stopped_once_one_agent_has_the_image_is_not_missed(
                 cluster.registry.process.kill()
                 assert not all(record.ended for record in others), "the origin was stopped too late to show anything"
         cluster.expect_right([first, *others])
+
+
+@pytest.mark.parametrize("found_by", [SCHEDULER, MDNS])
+async def test_an_origin_that_falls_silent_does_not_hold_up_what_a_peer_has(
+    cluster_of: ClusterOf, large_image: Image, found_by: str
+) -> None:
+    async with cluster_of(large_image, nodes=2, found_by=found_by) as cluster:
+        await cluster.start("node1", "node2")
+        await cluster.pull("node1", large_image)
+        await cluster.settled()
+        os.kill(cluster.registry.process.pid, signal.SIGSTOP)
+        try:
+            await cluster.pull("node2", large_image, large_image.root.digest)
+        finally:
+            os.kill(cluster.registry.process.pid, signal.SIGCONT)
+        assert (await cluster.moved("node2"))["from_origin"] == 0
 
 
 async def test_a_runtime_that_hangs_up_mid_blob_does_not_disturb_another_reader(
