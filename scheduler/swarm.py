@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from p2pdist.core.chunkmap import ChunkMap, from_bytes, lowest, members
-from p2pdist.core.lease import MISSING_AT_ONCE, NEVER
+from p2pdist.core.ladder import MISSING_AT_ONCE
+from p2pdist.core.lease import NEVER
 from p2pdist.core.wire import (
     Checksums,
     Done,

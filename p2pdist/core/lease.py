@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetching from the origin: by lease, by rendezvous, and at last without asking anybody.
+"""Fetching from the origin: by lease or by rendezvous.
 
 A lease is the right and duty to fetch one chunk. The scheduler hands them out; without one, each member
 of the swarm ranks all members for a chunk by a hash of (chunk, member), and the first fetches it: all
 that know the same members agree without a word, and when one leaves only its chunks move (rendezvous
 hashing, Thaler and Ravishankar 1998). Content that may not be shared, or that nobody else wants, is a
-swarm of one member, which leases all to itself. When nothing arrives for a while, a chunk is fetched
-without a lease: no rung of the ladder can block the next.
+swarm of one member, which leases all to itself. What is fetched without any lease is core/ladder.py's.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 
 from p2pdist.core.chunkmap import lowest, members
 from p2pdist.core.events import FetchOrigin, Tell
-from p2pdist.core.wire import Done, Failed, Lease, Missing, Renew, pack_indices
+from p2pdist.core.wire import Done, Failed, Lease, Renew
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -39,12 +38,6 @@ REACH_PER_MEMBER = 2
 """Without a scheduler: how many chunks past the first that nobody has may be fetched, per member."""
 STEP_IN_S = 3.0
 """Without a scheduler: the next in rank fetches a chunk that nobody has got for so long."""
-MISSING_S = 2.0
-"""With a scheduler: chunks that no neighbour has are reported after so long without progress."""
-MISSING_AT_ONCE = 128
-"""Chunks in one report: where a blob's only holder goes, all the rest is missing."""
-STALL_S = 6.0
-"""Without any arrival for so long, and up to twice that, a chunk is fetched without a lease."""
 RENEW_S = 5.0
 NEVER = -1
 """The pause of a Failed that says: do not lease this blob to this agent again."""
@@ -76,6 +69,8 @@ class Leasing:
         self._fetching: dict[tuple[Digest, int], float] = {}
         self._due: set[tuple[Digest, int]] = set()
         """Chunks whose fetch, leased or not, the scheduler is to hear the end of."""
+        self._granted: set[tuple[Digest, int]] = set()
+        """Chunks being fetched because the scheduler leased them to us."""
         self._owned: dict[Digest, tuple[frozenset[PeerId], dict[int, bool]]] = {}
 
     def fetching(self) -> int:
@@ -109,43 +104,58 @@ class Leasing:
         elif progress.final or not progress.wanted:
             state.out.append(Tell(message=Failed(*key, NEVER)))
         else:
-            self._fetch(progress, message.index)
+            state.helped_at = state.now
+            self._granted.add(key)
+            self.fetch(progress, message.index)
 
     def done(self, progress: Progress, index: int) -> None:
         """Report a chunk that was ours to fetch, once it is here and vouched for, whoever it came from."""
         key = (progress.blob, index)
         if key in self._due and progress.offered >> index & 1:
             self._due.discard(key)
-            self._tell(Done(progress.blob, progress.size_bytes, index, progress.own[index]))
+            self.tell(Done(progress.blob, progress.size_bytes, index, progress.own[index]))
 
-    def _tell(self, message: Message) -> None:
+    def tell(self, message: Message) -> None:
+        """Tell the scheduler, where there is one."""
         if self._state.scheduled:
             self._state.out.append(Tell(message=message))
 
     def arrived(self, blob: Digest, index: int) -> None:
         """Note that a fetch has ended well."""
-        self._fetching.pop((blob, index), None)
+        self._end(blob, index)
 
     def failed(self, blob: Digest, index: int, *, final: bool, pause_s: float) -> None:
         """Note that a fetch has ended badly, and give its lease back."""
         key = (blob, index)
-        self._fetching.pop(key, None)
+        self._end(blob, index)
         if key in self._due:
             self._due.discard(key)
-            self._tell(Failed(blob, index, NEVER if final else int(pause_s * 1000)))
+            self.tell(Failed(blob, index, NEVER if final else int(pause_s * 1000)))
+
+    def _end(self, blob: Digest, index: int) -> None:
+        self._fetching.pop((blob, index), None)
+        if (blob, index) in self._granted:
+            self._granted.discard((blob, index))
+            self._state.helped_at = self._state.now
+
+    @property
+    def granted(self) -> bool:
+        """Whether a lease of the scheduler's is being fetched."""
+        return bool(self._granted)
 
     def forget(self, blob: Digest) -> None:
         """Drop all that concerns a blob."""
         self.hush(blob)
         for key in [key for key in self._fetching if key[0] == blob]:
-            del self._fetching[key]
+            self._end(*key)
 
     def hush(self, blob: Digest) -> None:
         """Fetch what is being fetched of a blob, but coordinate with nobody any more."""
         self._owned.pop(blob, None)
         self._due = {key for key in self._due if key[0] != blob}
 
-    def _fetch(self, progress: Progress, index: int) -> None:
+    def fetch(self, progress: Progress, index: int) -> None:
+        """Begin to fetch a chunk, if that has not begun."""
         key = (progress.blob, index)
         if progress.shared:
             self._due.add(key)
@@ -160,28 +170,30 @@ class Leasing:
         for key, since in self._fetching.items():
             if key in self._due and now - since >= RENEW_S:
                 self._fetching[key] = now
-                self._tell(Renew(*key))
+                self.tell(Renew(*key))
 
     def by_rendezvous(self) -> None:
         """Fetch what is ours to fetch where no scheduler leases it."""
         state = self._state
         settled = not state.book.peers or state.now >= self._settled_at
-        for progress in state.wanted():
-            if progress.shared and (state.scheduled or not settled):
-                continue
-            if progress.complete or progress.final or progress.retry_at > state.now:
-                continue
-            swarm = self.swarm_of(progress)
-            while len(self._fetching) < max(1, LEASES // len(swarm)):
-                index = self._own_chunk(progress, swarm)
-                if index is None:
-                    break
-                self._fetch(progress, index)
+        # The first chunk of each blob first: every runtime that waits gets its first byte.
+        for within in (1, None):
+            for progress in state.wanted():
+                if progress.shared and (state.scheduled or not settled):
+                    continue
+                if progress.complete or progress.final or progress.retry_at > state.now:
+                    continue
+                swarm = self.swarm_of(progress)
+                while len(self._fetching) < max(1, LEASES // len(swarm)):
+                    index = self._own_chunk(progress, swarm, progress.full if within is None else within)
+                    if index is None:
+                        break
+                    self.fetch(progress, index)
 
-    def _own_chunk(self, progress: Progress, swarm: frozenset[PeerId]) -> int | None:
-        """Return the next chunk that this agent leases to itself, or None."""
+    def _own_chunk(self, progress: Progress, swarm: frozenset[PeerId], within: int) -> int | None:
+        """Return the next chunk in the set `within` that this agent leases to itself, or None."""
         state = self._state
-        free = progress.full & ~(progress.have | progress.held | progress.inflight)
+        free = within & progress.full & ~(progress.have | progress.held | progress.inflight)
         if not free:
             return None
         if len(swarm) == 1:
@@ -199,20 +211,3 @@ class Leasing:
             if owned[index] or (patience and rank_of(state.peer_id, progress.blob, index, swarm) <= patience):
                 return index
         return None
-
-    def climb(self, progress: Progress) -> None:
-        """Take the next rung of the ladder where the lower ones bring nothing."""
-        state = self._state
-        if progress.complete or not progress.shared or progress.retry_at > state.now:
-            return
-        free = progress.full & ~(progress.have | progress.inflight)
-        unheld = free & ~progress.held
-        quiet_s = state.now - max(progress.progress_at, progress.missing_told_at)
-        if state.scheduled and unheld and quiet_s > MISSING_S:
-            progress.missing_told_at = state.now
-            first = [index for index, _ in zip(members(unheld), range(MISSING_AT_ONCE), strict=False)]
-            self._tell(Missing(progress.blob, pack_indices(first)))
-        stalled_s = state.now - max(state.arrived_at, progress.progress_at)
-        if free and not self._fetching and not progress.final and stalled_s > STALL_S * (1 + state.rng.random()):
-            state.arrived_at = state.now
-            self._fetch(progress, lowest(free))

@@ -51,6 +51,10 @@ class Progress:
         """Sources asked for each chunk in flight, and when."""
         self.late: set[tuple[int, PeerId]] = set()
         """Chunks given up for late, and the peers that may still send them."""
+        self.done = 0
+        """Chunks that the scheduler says have been fetched by somebody."""
+        self.orphans: dict[int, float] = {}
+        """Those of them that no neighbour has, and since when."""
         self.held = 0
         """Chunks that some connected peer has."""
         self.seen = 0

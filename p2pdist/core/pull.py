@@ -5,7 +5,7 @@ Theory of operation. `handle(event, now)` returns commands; it neither waits nor
 simulator drives the same object on virtual time. All blobs that are wanted are one pool. A chunk
 comes by one of three rungs: a peer that has it grants us a slot and we take the chunk that suits us
 best (core/take.py); the scheduler, or rendezvous hashing, leases it to us, and we fetch it from the
-origin; or nothing has arrived for a while, and we fetch it without a lease (both core/lease.py).
+origin (core/lease.py); or nobody brings it, and we fetch it without a lease (core/ladder.py).
 What is here we grant to others (core/serve.py). This file is the pulls' own course: start, arrival,
 whose word counts, completion, failure.
 
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from p2pdist.core import events as ev
 from p2pdist.core import wire
 from p2pdist.core.chunkmap import MAX_BLOB_BYTES, ChunkMap, chunk_set, members, to_bytes
+from p2pdist.core.ladder import Ladder
 from p2pdist.core.lease import SETTLE_S, Leasing, holder_of
 from p2pdist.core.peerbook import BAN_S, FAILURES_TO_DROP, MAX_SHARED_BLOBS, Peer
 from p2pdist.core.progress import MAX_WHOLE_BYTES, Progress, read_share
@@ -57,6 +58,7 @@ class PullMachine:
         self.book = self.state.book
         self.counters = self.state.counters
         self._leasing = Leasing(self.state)
+        self._ladder = Ladder(self.state, self._leasing)
         self._taking = Taking(self.state, self._leasing.fetching)
         self._giving = Giving(self.state)
         self._orders = 0
@@ -144,7 +146,7 @@ class PullMachine:
         shared = event.shared and (event.size_bytes or 0) <= MAX_BLOB_BYTES
         progress = self._new_progress(event.blob, event.registry, shared=shared, wanted=True)
         progress.progress_at = state.now
-        state.arrived_at = max(state.arrived_at, state.now)
+        state.helped_at = state.now
         if event.size_bytes is not None:
             progress.size(ChunkMap.of(event.size_bytes))
         progress.whole = event.size_bytes is None
@@ -230,7 +232,6 @@ class PullMachine:
 
     def _count_arrival(self, progress: Progress | None, event: ev.ChunkArrived) -> None:
         state = self.state
-        state.arrived_at = state.now
         size = 0 if progress is None or progress.chunks is None else progress.chunks.length(event.index)
         if event.source is None:
             state.counters.from_origin += size
@@ -351,8 +352,7 @@ class PullMachine:
 
     def _blob_stored(self, event: ev.BlobStored) -> None:
         """Take in a blob that is in the store: found there for a peer, or fetched whole."""
-        state, cut = self.state, ChunkMap.of(event.size_bytes)
-        state.arrived_at = state.now
+        cut = ChunkMap.of(event.size_bytes)
         self._leasing.arrived(event.blob, 0)
         if len(event.checksums) != cut.count:
             # A manifest of more than one chunk: it was fetched whole, and is looked up when a peer asks.
@@ -430,6 +430,7 @@ class PullMachine:
             return
         indices = wire.unpack_indices(message.indices, progress.count)
         checksums = wire.unpack_checksums(message.checksums, len(indices))
+        progress.done |= chunk_set(indices)
         settled = progress.vouchers.settled
         new = {index: word for index, word in zip(indices, checksums, strict=True) if index not in settled}
         if not progress.checking:
@@ -593,7 +594,7 @@ class PullMachine:
         self._leasing.renew()
         self._leasing.by_rendezvous()
         for progress in list(self.state.wanted()):
-            self._leasing.climb(progress)
+            self._ladder.climb(progress)
             self._fail_if_hopeless(progress)
         self._taking.make_room()
         self._giving.grant()

@@ -61,8 +61,8 @@ class SwarmState:
     """Whether a scheduler is connected: then it leases, otherwise rendezvous hashing does."""
     gains: int = 0
     """Grows whenever this agent has something new to give."""
-    arrived_at: float = 0.0
-    """When the last chunk arrived, of any blob and from anywhere."""
+    helped_at: float = 0.0
+    """When somebody last helped: a chunk came from a peer, or the scheduler leased one to us."""
     _wanted: list[Progress] | None = None
 
     def wanted(self) -> list[Progress]:

@@ -105,6 +105,7 @@ class Taking:
         if download is not None:
             taken_s = self._state.now - download.since
             self._chunk_s = taken_s if not self._chunk_s else 0.8 * self._chunk_s + 0.2 * taken_s
+        self._state.helped_at = self._state.now
         peer.down_bytes += size
         peer.failures = 0
         self.end(peer, number)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The last rung of the ladder: fetching from the origin without a lease, so that no other rung can block a pull.
+
+With a scheduler a chunk that has been fetched somewhere reaches us through neighbours, unless none of
+them can be reached. Such an orphan is reported, so that the scheduler names a holder or leases the
+chunk again, and is fetched when that does not help either. And an agent that nobody has helped for a
+while, with a chunk or a lease, goes on alone until somebody does: slower than the swarm, but about as
+fast as a direct pull.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p2pdist.core.chunkmap import lowest, members
+from p2pdist.core.lease import LEASES
+from p2pdist.core.wire import Missing, pack_indices
+
+if TYPE_CHECKING:
+    from p2pdist.core.lease import Leasing
+    from p2pdist.core.progress import Progress
+    from p2pdist.core.state import SwarmState
+
+MISSING_S = 2.0
+"""With a scheduler: chunks that no neighbour has are reported after so long without progress."""
+MISSING_AT_ONCE = 128
+"""Chunks in one report: where a blob's only holder goes, all the rest is missing."""
+ORPHAN_S = 4.0
+"""A chunk that was fetched somewhere but that no neighbour has got for so long is fetched again: several hops of
+a chunk on a slow link take less."""
+STALL_S = 6.0
+"""Without help for so long, and up to twice that, an agent goes on alone; jittered, not all in the same moment."""
+LONELY_S = 2.0
+"""The same where it has no peer at all."""
+
+
+class Ladder:
+    """One agent's patience with the others."""
+
+    def __init__(self, state: SwarmState, leasing: Leasing) -> None:
+        self._state = state
+        self._leasing = leasing
+        self._jitter = 1 + state.rng.random()
+
+    def climb(self, progress: Progress) -> None:
+        """Report what is missing, and fetch what nobody brings."""
+        state = self._state
+        if progress.complete or not progress.shared:
+            return
+        free = progress.full & ~(progress.have | progress.inflight)
+        unheld = free & ~progress.held
+        if state.scheduled:
+            self._note_orphans(progress, unheld & progress.done)
+            self._report(progress, unheld)
+        if progress.final or progress.retry_at > state.now:
+            return
+        old = [index for index, since in progress.orphans.items() if state.now - since > ORPHAN_S]
+        for index in old[: max(0, LEASES - self._leasing.fetching())]:
+            self._leasing.fetch(progress, index)
+        if free and self._alone():
+            while free and self._leasing.fetching() < LEASES:
+                index = lowest(unheld or free)
+                self._leasing.fetch(progress, index)
+                free, unheld = free & ~(1 << index), unheld & ~(1 << index)
+
+    def _note_orphans(self, progress: Progress, bits: int) -> None:
+        """Keep since when each orphan has been one."""
+        progress.orphans = {index: progress.orphans.get(index, self._state.now) for index in members(bits)}
+
+    def _report(self, progress: Progress, unheld: int) -> None:
+        """Tell the scheduler what no neighbour has, when the pull is quiet or an orphan is old enough."""
+        now = self._state.now
+        orphaned_at = min(progress.orphans.values(), default=now)
+        quiet_since = min(max(progress.progress_at, self._state.helped_at), orphaned_at)
+        if not unheld or now - max(quiet_since, progress.missing_told_at) <= MISSING_S:
+            return
+        progress.missing_told_at = now
+        first = [index for index, _ in zip(members(unheld), range(MISSING_AT_ONCE), strict=False)]
+        self._leasing.tell(Missing(progress.blob, pack_indices(first)))
+
+    def _alone(self) -> bool:
+        """Whether nobody has helped for so long that this agent fetches for itself."""
+        state = self._state
+        patience_s = (STALL_S if state.book.peers else LONELY_S) * self._jitter
+        return not self._leasing.granted and state.now - state.helped_at > patience_s
