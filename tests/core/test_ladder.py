@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The last rung: what is reported missing, and what is fetched without a lease."""
+
+from __future__ import annotations
+
+import pytest
+
+from p2pdist.core import events as ev
+from p2pdist.core.ladder import LONELY_S, MISSING_AT_ONCE, MISSING_S, ORPHAN_S, STALL_S
+from p2pdist.core.wire import Grant, Lease, Missing, pack_indices
+from tests.script import CHUNK, B, Script, checksums, done, fetch, fetches, have, share, told
+from tests.strategies import digest, peer
+
+
+def pulling(holding: list[int], *, seed: int = 0, chunks: int = 4) -> Script:
+    """An agent that pulls B with a scheduler and a peer that has some of it."""
+    script = Script(scheduled=True, seed=seed)
+    script.connect(2)
+    script.start(chunks)
+    script.says(2, share(holding, size=chunks * CHUNK))
+    return script
+
+
+def fetched_at(script: Script, until: float = 20.0) -> tuple[float, list[int]]:
+    """Tick until something is fetched, and return when and what."""
+    while script.now < until:
+        fetching = fetches(script.tick(script.now + 0.1))
+        if fetching:
+            return script.now, fetching
+    raise AssertionError("nothing was fetched")
+
+
+def test_chunks_that_no_neighbour_has_are_reported_missing_now_and_then() -> None:
+    script = pulling([0, 3])
+    assert told(script.tick(MISSING_S), Missing) == []
+    expected = Missing(B, pack_indices([1, 2]))
+    assert told(script.tick(MISSING_S + 0.1), Missing) == [expected]
+    assert told(script.tick(MISSING_S + 0.2), Missing) == []
+    assert told(script.tick(2 * MISSING_S + 0.2), Missing) == [expected]
+
+
+def test_a_report_of_missing_chunks_has_a_bound() -> None:
+    script = Script(scheduled=True)
+    script.start(512)
+    (report,) = told(script.tick(MISSING_S + 0.1), Missing)
+    assert report == Missing(B, pack_indices(range(MISSING_AT_ONCE)))
+
+
+def test_a_chunk_new_to_the_swarm_is_progress_and_one_seen_before_is_not() -> None:
+    script = pulling([])
+    script.connect(3)
+    script.says(3, share([]))
+    script.now = 2.0
+    script.says(2, have(0))
+    assert told(script.tick(2.1), Missing) == []
+    script.now = 4.0
+    script.says(3, have(0))
+    script.says(2, have(0), share([0]))
+    assert told(script.tick(4.1), Missing) == [Missing(B, pack_indices([1, 2, 3]))]
+
+
+@pytest.mark.parametrize(("holding", "first"), [([], [0, 1, 2, 3]), ([0, 1, 2, 3], [4, 5, 0, 1])])
+def test_an_agent_that_nobody_helps_goes_on_alone(holding: list[int], first: list[int]) -> None:
+    times = set()
+    for seed in range(20):
+        script = pulling(holding, seed=seed, chunks=6)
+        at, fetching = fetched_at(script)
+        times.add(at)
+        assert STALL_S < at <= 2 * STALL_S + 0.1
+        assert fetching == first
+        # Reported although it was not leased; and then the next.
+        assert done(first[0], size=6 * CHUNK) in script.arrives(None, first[0])
+        assert len(fetches(script.tick(at + 0.1))) == 1
+    # Not all in the same moment.
+    assert len(times) > 5
+
+
+def test_an_agent_without_peers_waits_less() -> None:
+    script = Script(scheduled=True)
+    script.start()
+    at, fetching = fetched_at(script)
+    assert LONELY_S < at <= 2 * LONELY_S + 0.1
+    assert fetching == [0, 1, 2, 3]
+
+
+def test_help_puts_off_going_alone() -> None:
+    script = pulling([0])
+    script.now = 5.0
+    script.says(2, Grant(1))
+    script.arrives(2, 0, grant=1)
+    assert fetched_at(script)[0] > 5.0 + STALL_S
+
+
+def test_who_has_a_lease_is_not_alone_however_long_it_takes() -> None:
+    script = pulling([])
+    script.ordered(Lease(B, 0, 15000))
+    with pytest.raises(AssertionError, match="nothing was fetched"):
+        fetched_at(script)
+    script.arrives(None, 0)
+    assert fetched_at(script, 40.0)[0] > 20.0 + STALL_S
+
+
+def test_a_cancelled_pulls_lease_does_not_count_any_more() -> None:
+    script = pulling([])
+    script.ordered(Lease(B, 0, 15000))
+    script.start(blob=digest(2))
+    script.on(ev.PullCancelled(blob=B))
+    assert fetched_at(script)[0] > STALL_S
+
+
+def test_after_an_error_no_chunk_is_fetched_before_the_pause_is_over() -> None:
+    script = pulling([0])
+    script.ordered(Lease(B, 1, 15000))
+    script.fails(1, pause_s=15.0)
+    assert fetched_at(script)[0] >= 15.0
+
+
+def test_what_is_refused_for_good_is_never_fetched_again() -> None:
+    script = pulling([0, 1, 2, 3])
+    script.ordered(Lease(B, 0, 15000))
+    script.fails(0, final=True)
+    with pytest.raises(AssertionError, match="nothing was fetched"):
+        fetched_at(script)
+
+
+def test_a_chunk_that_was_fetched_but_reaches_no_neighbour_is_reported_and_then_fetched() -> None:
+    script = pulling([0])
+    script.now = 1.0
+    script.ordered(checksums(0, 2))
+    script.tick(1.0)
+    # Without the word of the scheduler it would be two seconds after the last help.
+    script.now = script.machine.state.helped_at = 2.0
+    reported = [now / 10 for now in range(20, 50) if told(script.tick(now / 10), Missing)]
+    assert reported[0] == pytest.approx(1.0 + MISSING_S + 0.1)
+    assert fetches(script.tick(1.0 + ORPHAN_S)) == []
+    assert script.tick(1.0 + ORPHAN_S + 0.1)[-1] == fetch(2)
+
+
+def test_a_chunk_that_shows_up_at_a_neighbour_is_no_orphan_any_more() -> None:
+    script = pulling([0])
+    script.ordered(checksums(2))
+    script.tick(1.0)
+    script.says(2, have(2))
+    script.tick(2.0)
+    assert fetches(script.tick(5.5)) == []
+    script.on(ev.PeerLost(peer=peer(2)))
+    script.tick(5.6)
+    assert not script.machine.blobs[B].orphans or min(script.machine.blobs[B].orphans.values()) == 5.6

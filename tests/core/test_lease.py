@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fetching from the origin: by lease of the scheduler's, and by rendezvous."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pdist.core import events as ev
+from p2pdist.core.lease import (
+    LEASES,
+    NEVER,
+    REACH_PER_MEMBER,
+    RENEW_S,
+    SETTLE_S,
+    STEP_IN_S,
+    holder_of,
+    rank_of,
+    weight,
+)
+from p2pdist.core.wire import Done, Failed, Lease, Renew
+from tests.script import CHUNK, ME, B, Script, checksums, done, fetch, fetches, share, tell, told, write
+from tests.strategies import checksum, digest, peer
+
+swarms = st.sets(st.integers(0, 1000).map(peer), min_size=1, max_size=12)
+
+
+def owner(index: int, *numbers: int) -> bool:
+    """Whether the agent under test leases a chunk in a swarm of itself and these."""
+    return holder_of(B, index, {ME, *map(peer, numbers)}) == ME
+
+
+# --------------------------------------------------------------- rendezvous
+
+
+@given(swarms, st.integers(0, 500))
+def test_each_chunk_has_exactly_one_holder_and_all_agree(swarm: set[str], index: int) -> None:
+    ranks = [rank_of(member, B, index, swarm) for member in swarm]  # type: ignore[arg-type]
+    assert sorted(ranks) == list(range(len(swarm)))
+    (first,) = [member for member, rank in zip(swarm, ranks, strict=True) if rank == 0]
+    assert holder_of(B, index, swarm) == holder_of(B, index, sorted(swarm)) == first  # type: ignore[arg-type]
+
+
+@given(swarms, st.integers(0, 500), st.data())
+def test_a_member_that_leaves_moves_only_its_own_chunks(swarm: set[str], index: int, data: st.DataObject) -> None:
+    if len(swarm) < 2:
+        return
+    leaver = data.draw(st.sampled_from(sorted(swarm)))
+    before = holder_of(B, index, swarm)  # type: ignore[arg-type]
+    after = holder_of(B, index, swarm - {leaver})  # type: ignore[arg-type]
+    assert after == before or before == leaver
+
+
+def test_the_weights_are_the_same_on_every_machine() -> None:
+    assert weight(digest(1), 7, peer(1)) == 1429981761327436730
+
+
+def test_chunks_are_spread_evenly_over_the_members() -> None:
+    swarm, chunks = [peer(number) for number in range(8)], 4000
+    counts = Counter(holder_of(B, index, swarm) for index in range(chunks))
+    expected = chunks / len(swarm)
+    assert all(abs(count - expected) < 4 * expected**0.5 for count in counts.values())
+
+
+# ------------------------------------------------------- from the scheduler
+
+
+def test_a_leased_chunk_is_fetched_and_reported() -> None:
+    script = Script(scheduled=True)
+    script.start()
+    assert script.ordered(Lease(B, 2, 15000)) == [fetch(2)]
+    assert script.arrives(None, 2) == [write(2), done(2)]
+    assert script.arrives(None, 2) == []
+
+
+def test_a_lease_for_what_is_here_is_done_at_once() -> None:
+    script = Script(scheduled=True)
+    script.start(have=[1])
+    assert script.ordered(Lease(B, 1, 15000)) == [done(1)]
+
+
+def test_a_lease_for_what_only_its_sender_vouches_for_is_fetched_and_settles_it() -> None:
+    script = Script(scheduled=True)
+    script.connect(2)
+    script.start()
+    script.says(2, share([1]))
+    script.arrives(2, 1)
+    assert script.ordered(Lease(B, 1, 15000)) == [fetch(1)]
+    assert script.arrives(None, 1) == [done(1)]
+    assert script.machine.blobs[B].offered == 0b10
+
+
+def test_a_leased_chunk_that_a_peer_brings_is_reported_once_it_is_vouched_for() -> None:
+    script = Script(scheduled=True)
+    script.connect(2)
+    script.start()
+    script.says(2, share([1, 2]))
+    script.ordered(Lease(B, 1, 15000), Lease(B, 2, 15000))
+    assert told(script.arrives(2, 1), Done) == []
+    assert script.ordered(checksums(1)) == [done(1)]
+    script.ordered(checksums(2))
+    assert done(2) in script.arrives(2, 2)
+
+
+def test_a_lease_of_what_we_know_nothing_of_is_given_back_for_good() -> None:
+    script = Script(scheduled=True)
+    assert script.ordered(Lease(B, 0, 15000)) == [tell(Failed(B, 0, NEVER))]
+    script.start()
+    assert script.ordered(Lease(B, 4, 15000)) == [tell(Failed(B, 4, NEVER))]
+    script.start(blob=digest(2), shared=False)
+    assert script.ordered(Lease(digest(2), 0, 15000)) == [tell(Failed(digest(2), 0, NEVER))]
+
+
+@pytest.mark.parametrize(("final", "pause_s", "said"), [(False, 0.0, 0), (False, 2.5, 2500), (True, 0.0, NEVER)])
+def test_a_failed_lease_is_given_back(final: bool, pause_s: float, said: int) -> None:
+    script = Script(scheduled=True)
+    script.connect(2)
+    script.start()
+    script.ordered(Lease(B, 0, 15000))
+    assert script.fails(0, final=final, pause_s=pause_s) == [tell(Failed(B, 0, said))]
+
+
+def test_after_a_final_refusal_no_lease_of_the_blob_is_taken() -> None:
+    script = Script(scheduled=True)
+    script.connect(2)
+    script.start()
+    script.ordered(Lease(B, 0, 15000))
+    script.fails(0, final=True)
+    assert script.ordered(Lease(B, 1, 15000)) == [tell(Failed(B, 1, NEVER))]
+
+
+def test_a_lease_is_renewed_while_its_fetch_runs() -> None:
+    script = Script(scheduled=True)
+    script.start()
+    script.ordered(Lease(B, 0, 15000))
+    assert told(script.tick(RENEW_S - 0.1), Renew) == []
+    assert told(script.tick(RENEW_S), Renew) == [Renew(B, 0)]
+    assert told(script.tick(RENEW_S + 0.1), Renew) == []
+    assert told(script.tick(2 * RENEW_S), Renew) == [Renew(B, 0)]
+    script.arrives(None, 0)
+    assert told(script.tick(3 * RENEW_S), Renew) == []
+
+
+def test_a_chunk_leased_twice_is_fetched_once() -> None:
+    script = Script(scheduled=True)
+    script.start()
+    assert script.ordered(Lease(B, 0, 15000), Lease(B, 0, 15000)) == [fetch(0)]
+
+
+def test_nothing_is_told_to_a_scheduler_that_is_gone() -> None:
+    script = Script(scheduled=True)
+    script.start()
+    script.ordered(Lease(B, 0, 15000), Lease(B, 1, 15000))
+    script.on(ev.SchedulerLost())
+    assert told(script.arrives(None, 0), Done) == []
+    assert told(script.fails(1), Failed) == []
+    assert told(script.tick(6.0), Renew) == []
+
+
+# ------------------------------------------------------ without a scheduler
+
+
+def test_alone_an_agent_fetches_four_chunks_at_a_time_in_order() -> None:
+    script = Script()
+    assert fetches(script.start(6)) == [0, 1, 2, 3]
+    assert fetches(script.arrives(None, 1)) == [4]
+    assert fetches(script.tick(0.1)) == []
+
+
+def test_alone_the_window_of_a_reader_comes_first() -> None:
+    script = Script()
+    script.on(ev.PullCancelled(blob=B))
+    script.start(100)
+    script.on(ev.HeadMoved(blob=B, reader=1, index=50))
+    assert fetches(script.arrives(None, 0)) == [50]
+
+
+def test_blobs_are_fetched_one_after_the_other() -> None:
+    script = Script()
+    assert fetches(script.start(6)) == [0, 1, 2, 3]
+    assert fetches(script.start(6, blob=digest(2))) == []
+    script.fails(0, pause_s=5.0)
+    assert script.tick(0.1) == [fetch(0, digest(2))]
+
+
+def shared_with(other: int, chunks: int) -> Script:
+    """An agent in a swarm of two without a scheduler."""
+    script = Script()
+    script.connect(other)
+    script.start(chunks)
+    script.says(other, share(size=chunks * CHUNK))
+    return script
+
+
+def test_a_lease_by_rendezvous_waits_until_the_swarm_has_settled() -> None:
+    assert [index for index in range(32) if owner(index, 11)][:3] == [1, 2, 3]
+    script = shared_with(11, 32)
+    assert fetches(script.tick(SETTLE_S - 0.1)) == []
+    assert fetches(script.tick(SETTLE_S)) == [1, 2]
+
+
+def test_peers_that_come_and_go_keep_nobody_waiting_for_long() -> None:
+    script, waited = Script(), 0
+    script.start()
+    script.fails(0)
+    for tick in range(1, 200):
+        script.now = tick * 0.1
+        if not tick % 3:
+            script.on(ev.PeerLost(peer=peer(2)))
+            script.connect(2)
+        fetching = fetches(script.tick(script.now))
+        for index in fetching:
+            script.fails(index)
+        script.machine.blobs[B].causes.clear()
+        waited = 0 if fetching else waited + 1
+        assert waited < 25
+
+
+def fetched_with(script: Script) -> list[int]:
+    """Let every fetch succeed until there is nothing more to fetch; return what was fetched."""
+    out, got = script.tick(SETTLE_S), []
+    while fetching := fetches(out):
+        got += fetching
+        out = [command for index in fetching for command in script.arrives(None, index)]
+    return got
+
+
+def test_an_agent_stays_within_reach_of_what_the_swarm_has() -> None:
+    assert [index for index in range(16) if owner(index, 11)] == [1, 2, 3, 5, 6, 11, 14]
+    assert REACH_PER_MEMBER * 2 == 4
+    # Chunks 0, 4, 7 and 8 are the other's: 11 is out of reach.
+    assert fetched_with(shared_with(11, 32)) == [1, 2, 3, 5, 6]
+
+
+def test_the_next_in_rank_steps_in_for_a_member_that_does_nothing() -> None:
+    script = shared_with(11, 4)
+    assert fetched_with(script) == [1, 2, 3]
+    assert fetches(script.tick(SETTLE_S + STEP_IN_S - 0.1)) == []
+    assert fetches(script.tick(SETTLE_S + STEP_IN_S)) == [0]
+
+
+def test_what_a_peer_has_is_not_fetched() -> None:
+    script = Script()
+    script.connect(2)
+    script.start()
+    script.says(2, share(range(4), wants=False))
+    assert fetches(script.tick(SETTLE_S)) == []
+
+
+def test_a_swarm_that_changes_shares_its_chunks_anew() -> None:
+    script = Script()
+    script.connect(2)
+    script.start()
+    script.says(2, share())
+    script.tick(SETTLE_S)
+    script.on(ev.PeerLost(peer=peer(2)))
+    assert script.machine._leasing.fetching() < LEASES
+    script.tick(SETTLE_S + 0.1)
+    assert script.machine._leasing.fetching() == LEASES
+
+
+def test_when_the_scheduler_is_lost_rendezvous_takes_over_after_settling() -> None:
+    script = Script(scheduled=True)
+    script.connect(2)
+    script.start()
+    script.says(2, share())
+    script.now = 10.0
+    script.on(ev.SchedulerLost())
+    assert fetches(script.tick(10.0 + SETTLE_S - 0.1)) == []
+    assert fetches(script.tick(10.0 + SETTLE_S)) != []
+
+
+def test_what_was_fetched_without_a_lease_is_reported_when_the_scheduler_is_back() -> None:
+    script = Script()
+    script.start()
+    script.on(ev.SchedulerConnected())
+    assert done(0) in script.arrives(None, 0)
+
+
+def test_a_private_pull_fetches_for_itself_whatever_the_scheduler() -> None:
+    script = Script(scheduled=True)
+    script.connect(2)
+    assert script.start(6, shared=False) == [fetch(index) for index in range(4)]
+    assert script.tick(RENEW_S) == []
+    assert script.arrives(None, 0) == [write(0), fetch(4)]
+    assert script.fails(1) == []
+
+
+def test_a_verified_blob_leaves_nothing_behind() -> None:
+    script = Script()
+    script.connect(2)
+    script.start()
+    script.says(2, share())
+    script.tick(SETTLE_S)
+    for index in range(4):
+        script.arrives(None, index, word=checksum(index))
+    script.on(ev.BlobVerified(blob=B))
+    leasing = script.machine._leasing
+    assert not any([leasing._fetching, leasing._due, leasing._owned, leasing._granted])

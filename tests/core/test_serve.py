@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Upload slots: who gets one, and that each comes back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+import pytest
+
+from p2pdist.core import events as ev
+from p2pdist.core.peerbook import Peer, Upload
+from p2pdist.core.serve import GRANT_TIMEOUT_S, PARK_S, UPLOAD_TIMEOUT_S, choose
+from p2pdist.core.wire import Cancel, Decline, Grant, Refuse, Room, Take
+from tests.script import CHUNK, B, Script, have, send, share
+from tests.strategies import digest, peer
+
+
+def grants(out: list[ev.Command]) -> list[tuple[int, int]]:
+    """The peers and numbers of the grants among these commands."""
+    return [
+        (int(command.peer, 16), command.message.number)
+        for command in out
+        if isinstance(command, ev.Send) and isinstance(command.message, Grant)
+    ]
+
+
+def seeding(*wanting: int, chunks: int = 4, slots: int = 4) -> tuple[Script, list[ev.Command]]:
+    """An agent that has all of B, and peers that want it; and what it said to them."""
+    script, out = Script(upload_slots=slots).seeding(chunks), []
+    script.connect(*wanting)
+    for number in wanting:
+        out += script.says(number, share([], size=chunks * CHUNK))
+    return script, out
+
+
+def sent(script: Script, number: int, grant: int) -> list[ev.Command]:
+    return script.on(ev.ChunkSent(peer=peer(number), number=grant))
+
+
+def test_a_peer_that_wants_what_we_have_gets_grants_no_more_than_two_at_a_time() -> None:
+    script, out = seeding(2)
+    assert grants(out) == [(2, 1), (2, 2)]
+    assert script.machine.busy
+
+
+def test_never_more_slots_are_in_use_than_there_are() -> None:
+    script, out = seeding(2, 3, 4, slots=3)
+    assert len(grants(out)) == 3
+    peers = script.machine.book.peers.values()
+    assert sum(len(known.uploads) for known in peers) == 3
+    assert {len(known.uploads) for known in peers} <= {0, 1, 2}
+
+
+def test_a_peer_is_granted_no_more_than_it_lacks() -> None:
+    script, out = seeding(2, chunks=1)
+    assert grants(out) == [(2, 1)]
+    assert grants(script.tick(0.1)) == []
+
+
+def test_a_taken_chunk_is_sent_and_its_slot_used_again_when_it_has_left() -> None:
+    script, _ = seeding(2)
+    assert script.says(2, Take(1, B, 3)) == [ev.SendChunk(peer=peer(2), number=1, blob=B, index=3)]
+    assert grants(sent(script, 2, 1)) == [(2, 3)]
+    assert script.machine.counters.to_peers == script.machine.book.peers[peer(2)].up_bytes == CHUNK
+
+
+def test_all_slots_come_back_when_the_peer_has_everything() -> None:
+    script, _ = seeding(2, chunks=2)
+    script.says(2, Take(1, B, 0), Take(2, B, 1))
+    sent(script, 2, 1)
+    script.says(2, have(0, 1))
+    assert grants(sent(script, 2, 2)) == []
+    script.says(2, Decline(3, False))
+    assert not script.machine.busy
+    assert script.tick(10.0) == []
+
+
+def test_a_peer_that_declines_for_want_of_anything_new_is_passed_over_until_we_gain_something() -> None:
+    script, _ = seeding(2)
+    assert script.says(2, Decline(1, False), Decline(2, False)) == []
+    assert grants(script.tick(PARK_S - 0.1)) == []
+    script.machine.state.gains += 1
+    assert len(grants(script.tick(PARK_S - 0.1))) == 2
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_peer_that_declined_is_asked_again_after_a_while(full: bool) -> None:
+    script, _ = seeding(2)
+    script.says(2, Decline(1, full), Decline(2, full))
+    script.machine.state.gains += full
+    assert grants(script.tick(PARK_S - 0.1)) == []
+    assert len(grants(script.tick(PARK_S + 0.1))) == 2
+
+
+def test_room_ends_the_wait_at_once() -> None:
+    script, _ = seeding(2)
+    script.says(2, Decline(1, True), Decline(2, True))
+    assert grants(script.says(2, Room())) == [(2, 3), (2, 4)]
+
+
+def test_a_grant_that_is_not_answered_is_taken_back_and_the_peer_passed_over() -> None:
+    script, _ = seeding(2)
+    script.tick(GRANT_TIMEOUT_S)
+    assert script.machine.busy
+    assert grants(script.tick(GRANT_TIMEOUT_S + 0.1)) == []
+    assert not script.machine.busy
+    assert len(grants(script.tick(GRANT_TIMEOUT_S + PARK_S + 0.2))) == 2
+
+
+def test_a_slot_whose_chunk_never_leaves_is_freed_in_the_end() -> None:
+    script, _ = seeding(2, chunks=1)
+    script.says(2, Take(1, B, 0))
+    script.tick(UPLOAD_TIMEOUT_S)
+    assert grants(script.tick(UPLOAD_TIMEOUT_S + 0.1)) == [(2, 2)]
+    sent(script, 2, 1)
+    assert len(script.machine.book.peers[peer(2)].uploads) == 1
+
+
+def test_a_lost_peers_slots_go_to_others() -> None:
+    script, out = seeding(2, 3, slots=2)
+    assert sorted(number for number, _ in grants(out)) in ([2, 2], [2, 3])
+    assert all(number == 3 for number, _ in grants(script.on(ev.PeerLost(peer=peer(2)))))
+    assert sum(len(known.uploads) for known in script.machine.book.peers.values()) == 2
+
+
+def test_a_chunk_that_is_not_ours_to_give_is_refused_and_its_slot_free() -> None:
+    script, _ = seeding(2)
+    assert script.says(2, Take(1, B, 9))[0] == send(2, Refuse(1))
+    assert script.says(2, Take(2, digest(9), 0))[0] == send(2, Refuse(2))
+
+
+def test_a_take_for_a_lapsed_grant_is_refused_but_the_chunk_stays_known() -> None:
+    script, _ = seeding(2)
+    script.tick(GRANT_TIMEOUT_S + 0.1)
+    assert script.says(2, Take(1, B, 3)) == [send(2, Refuse(1)), send(2, have(3))]
+    assert script.says(2, Take(1, B, 9)) == [send(2, Refuse(1))]
+
+
+def test_one_grant_is_good_for_one_chunk() -> None:
+    script, _ = seeding(2)
+    script.says(2, Take(1, B, 3))
+    assert script.says(2, Take(1, B, 2))[0] == send(2, Refuse(1))
+    assert script.says(2, Take(1, B, 9)) == [send(2, Refuse(1))]
+    assert len(script.machine.book.peers[peer(2)].uploads) == 2
+
+
+def test_a_peer_may_call_off_its_chunk() -> None:
+    script, _ = seeding(2)
+    script.says(2, Take(1, B, 3))
+    assert script.says(2, Cancel(1)) == [ev.CancelSend(peer=peer(2), number=1)]
+
+
+def test_what_has_left_of_a_blob_that_is_gone_is_not_counted() -> None:
+    script, _ = seeding(2, chunks=1)
+    script.says(2, Take(1, B, 0))
+    script.on(ev.BlobEvicted(blob=B))
+    assert sent(script, 2, 1) == []
+    assert script.machine.counters.to_peers == 0
+    assert not script.machine.busy
+
+
+def test_private_content_is_neither_granted_nor_given() -> None:
+    script = Script()
+    script.start(1, shared=False)
+    script.arrives(None, 0)
+    script.on(ev.BlobVerified(blob=B))
+    script.connect(2)
+    assert script.says(2, share([], size=CHUNK)) == []
+    assert script.says(2, Take(1, B, 0)) == [send(2, Refuse(1))]
+
+
+def test_a_peer_without_a_grant_comes_before_one_that_has_some() -> None:
+    known, fresh = Peer(peer(2)), Peer(peer(3))
+    known.uploads[1] = Upload(0.0)
+    assert {choose([(9, known), (1, fresh)], Random(seed)).peer_id for seed in range(20)} == {fresh.peer_id}
+    fresh.uploads[1] = Upload(0.0)
+    assert len({choose([(9, known), (9, fresh)], Random(seed)).peer_id for seed in range(20)}) == 2
+
+
+def test_the_needier_of_two_drawn_at_random_is_served() -> None:
+    rng, draws = Random(7), 9000
+    found = [(lacks, Peer(peer(lacks))) for lacks in (1, 2, 3)]
+    counts = Counter(int(choose(found, rng).peer_id, 16) for _ in range(draws))
+    # Of nine equally likely pairs, five have the neediest in them, three the second, and one neither.
+    for lacks, share_of in ((3, 5 / 9), (2, 3 / 9), (1, 1 / 9)):
+        assert abs(counts[lacks] - draws * share_of) < 4 * (draws * share_of * (1 - share_of)) ** 0.5

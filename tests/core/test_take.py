@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking chunks: which grant is used for what, and what happens to chunks that do not come."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from p2pdist.core import events as ev
+from p2pdist.core.peerbook import BAN_S
+from p2pdist.core.take import DEADLINE_S, MIN_DEADLINE_S
+from p2pdist.core.wire import Cancel, Decline, Grant, Lease, Refuse, Room
+from p2pdist.errors import RemoteProtocolError
+from tests.script import B, Script, fetch, have, send, share, take, write
+from tests.strategies import digest, peer
+
+
+def pulling(*holders: int, chunks: int = 4, downloads: int = 6, seed: int = 0) -> Script:
+    """An agent that pulls B with a scheduler, and peers that have all of it."""
+    script = Script(scheduled=True, downloads=downloads, seed=seed)
+    script.connect(*holders)
+    script.start(chunks)
+    for number in holders:
+        script.says(number, share(range(chunks), size=chunks * share().size_bytes // 4))
+    return script
+
+
+def test_a_grant_is_used_for_a_chunk_that_the_peer_has() -> None:
+    script = Script(scheduled=True)
+    script.connect(2)
+    script.start()
+    script.says(2, share([3]))
+    assert script.says(2, Grant(7)) == [take(2, 7, 3)]
+
+
+def test_a_grant_of_a_peer_that_has_nothing_new_is_declined() -> None:
+    script = Script(scheduled=True)
+    script.connect(2)
+    script.start()
+    script.says(2, share([]))
+    assert script.says(2, Grant(1)) == [send(2, Decline(1, False))]
+
+
+def test_a_number_that_is_in_use_cannot_be_granted_again() -> None:
+    script = pulling(2)
+    script.says(2, Grant(1))
+    with pytest.raises(RemoteProtocolError, match="twice"):
+        script.says(2, Grant(1))
+
+
+def test_without_room_a_grant_is_declined_and_room_is_told_when_a_chunk_has_come() -> None:
+    script = pulling(2, 3, downloads=1)
+    (first,) = script.says(2, Grant(1))
+    assert isinstance(first, ev.TakeChunk)
+    assert script.says(3, Grant(1)) == [send(3, Decline(1, True))]
+    out = script.arrives(2, first.index, grant=1)
+    assert [command for command in out if command == send(3, Room())] == [send(3, Room())]
+
+
+def test_room_is_told_only_to_a_peer_that_has_something_for_us() -> None:
+    script = Script(scheduled=True, downloads=1)
+    script.connect(2, 3)
+    script.start()
+    script.says(2, share([0]))
+    script.says(3, share([0]))
+    script.says(2, Grant(1))
+    script.says(3, Grant(1))
+    assert send(3, Room()) not in script.arrives(2, 0, grant=1)
+
+
+def test_an_agent_that_fetches_from_the_origin_takes_less_from_peers() -> None:
+    script = pulling(2, downloads=1)
+    assert script.ordered(Lease(B, 3, 1000)) == [fetch(3)]
+    assert script.says(2, Grant(1)) == [send(2, Decline(1, True))]
+
+
+def test_chunks_in_the_window_of_a_reader_come_first_then_the_rarest() -> None:
+    picks = Counter[int]()
+    for seed in range(40):
+        script = Script(scheduled=True, seed=seed)
+        script.connect(2, 3)
+        script.start(100)
+        size = 100 * share().size_bytes // 4
+        script.says(2, share(range(100), size=size))
+        script.says(3, share([*range(60), *range(61, 100)], size=size))
+        (rarest,) = script.says(2, Grant(1))
+        assert rarest == take(2, 1, 60)
+        script.on(ev.HeadMoved(blob=B, reader=1, index=30))
+        (urgent,) = script.says(2, Grant(2))
+        assert isinstance(urgent, ev.TakeChunk)
+        picks[urgent.index] += 1
+    assert set(picks) == set(range(30, 36))
+
+
+def test_of_several_blobs_the_rarest_chunk_of_all_is_taken_and_equals_go_to_the_first() -> None:
+    script = Script(scheduled=True)
+    script.connect(2, 3)
+    script.start(1)
+    script.start(1, blob=digest(2))
+    size = share().size_bytes // 4
+    for number in (2, 3):
+        script.says(number, share([0], size=size))
+    script.says(2, share([0], size=size, blob=digest(2)))
+    assert script.says(2, Grant(1), Grant(2)) == [take(2, 1, 0, digest(2)), take(2, 2, 0)]
+
+
+def test_what_is_on_its_way_is_taken_a_second_time_only_when_it_takes_long() -> None:
+    script = pulling(2, 3, chunks=1)
+    assert script.says(2, Grant(1)) == [take(2, 1, 0)]
+    assert script.says(3, Grant(1)) == [send(3, Decline(1, False))]
+    script.now = 1.1
+    assert script.says(2, Grant(2)) == [send(2, Decline(2, False))]
+    assert script.says(3, Grant(2)) == [take(3, 2, 0)]
+    script.connect(4)
+    script.says(4, share([0], size=share().size_bytes // 4))
+    script.now = 2.9
+    assert script.says(4, Grant(1)) == [send(4, Decline(1, False))]
+
+
+def test_the_other_copies_are_called_off_when_a_chunk_is_here() -> None:
+    script = pulling(2, 3, chunks=2)
+    (first,) = script.says(2, Grant(1))
+    assert isinstance(first, ev.TakeChunk)
+    script.says(2, Grant(2))
+    script.now = 1.1
+    assert script.says(3, Grant(1)) == [take(3, 1, first.index)]
+    assert send(2, Cancel(1)) in script.arrives(3, first.index, grant=1)
+    assert list(script.machine.book.peers[peer(2)].downloads) == [2]
+
+
+# ------------------------------------------------------------ late, refused, lost
+
+
+def late() -> tuple[Script, int]:
+    """Peer 2 has sent one of two chunks and lets the other, by grant 2, go late; peer 3 has both."""
+    script = pulling(2, 3, chunks=2)
+    (first,) = script.says(2, Grant(1))
+    assert isinstance(first, ev.TakeChunk)
+    script.now = 0.1
+    script.arrives(2, first.index, grant=1)
+    assert script.says(2, Grant(2))[-1] == take(2, 2, 1 - first.index)
+    return script, 1 - first.index
+
+
+def test_a_late_chunk_is_looked_for_elsewhere_and_its_first_holders_are_called() -> None:
+    script, index = late()
+    script.tick(2.05)
+    assert not script.machine.counters.late_chunks
+    assert send(3, Room()) in script.tick(2.1)
+    assert script.machine.counters.late_chunks == 1
+    assert script.says(3, Grant(1)) == [take(3, 1, index)]
+
+
+def test_a_late_chunk_that_comes_after_all_is_welcome() -> None:
+    script, index = late()
+    script.tick(2.1)
+    script.says(3, Grant(1))
+    out = script.arrives(2, index, grant=2)
+    assert out[0] == write(index)
+    assert send(3, Cancel(1)) in out
+    assert not script.machine.blobs[B].late
+
+
+def test_a_late_copy_is_called_off_when_the_chunk_came_from_another() -> None:
+    script, index = late()
+    script.tick(2.1)
+    script.says(3, Grant(1))
+    assert send(2, Cancel(2)) in script.arrives(3, index, grant=1)
+    assert not script.machine.blobs[B].late
+
+
+def test_the_deadline_follows_what_chunks_take_lately() -> None:
+    script = pulling(2)
+    script.says(2, Grant(1))
+    script.now = 0.1
+    script.arrives(2, script.machine.book.peers[peer(2)].downloads[1].index, grant=1)
+    script.says(2, Grant(2))
+    assert script.machine.book.peers[peer(2)].downloads[2].deadline == 0.1 + MIN_DEADLINE_S
+    script.now = 1.1
+    script.arrives(2, script.machine.book.peers[peer(2)].downloads[2].index, grant=2)
+    script.says(2, Grant(3))
+    assert script.machine.book.peers[peer(2)].downloads[3].deadline == pytest.approx(1.1 + 8 * (0.8 * 0.1 + 0.2 * 1.0))
+
+
+def test_a_peer_that_lets_four_chunks_in_a_row_go_late_is_dropped() -> None:
+    script = pulling(2, 3)
+    for number in range(1, 5):
+        script.says(2, Grant(number))
+    out = script.tick(DEADLINE_S)
+    drops = [command for command in out if isinstance(command, ev.DropPeer)]
+    assert [(drop.peer, drop.ban_s) for drop in drops] == [(peer(2), BAN_S)]
+    assert script.machine.book.is_banned(peer(2), DEADLINE_S)
+
+
+def test_a_chunk_that_comes_makes_up_for_those_that_were_late() -> None:
+    script = pulling(2, 3)
+    for number in range(1, 4):
+        script.says(2, Grant(number))
+    script.tick(DEADLINE_S)
+    script.arrives(2, script.machine.book.peers[peer(2)].downloads[1].index, grant=1)
+    assert script.machine.book.peers[peer(2)].failures == 0
+
+
+def test_a_refused_chunk_is_taken_for_gone_and_looked_for_elsewhere() -> None:
+    script = pulling(2, 3, chunks=1)
+    script.says(2, Grant(1))
+    assert script.says(2, Refuse(1)) == [send(3, Room())]
+    assert script.machine.blobs[B].holders == [1]
+    assert script.says(2, Grant(2)) == [send(2, Decline(2, False))]
+    assert script.says(3, Grant(1)) == [take(3, 1, 0)]
+
+
+def test_a_have_after_a_refusal_brings_the_chunk_back() -> None:
+    script = pulling(2, chunks=1)
+    script.says(2, Grant(1), Refuse(1), have(0))
+    assert script.machine.blobs[B].holders == [1]
+    assert script.says(2, Grant(2)) == [take(2, 2, 0)]
+
+
+def test_a_refusal_of_what_nobody_took_says_nothing() -> None:
+    script = pulling(2)
+    assert script.says(2, Refuse(5)) == []
+    script.says(2, Grant(1))
+    script.on(ev.PullCancelled(blob=B))
+    assert script.says(2, Refuse(1)) == []
+
+
+def test_a_lost_peers_chunks_are_looked_for_elsewhere() -> None:
+    script = pulling(2, 3, chunks=1, downloads=1)
+    script.says(2, Grant(1))
+    script.says(3, Grant(1))
+    assert script.on(ev.PeerLost(peer=peer(2))) == [send(3, Room())] * 2
+    assert script.says(3, Grant(2)) == [take(3, 2, 0)]
+
+
+def test_a_lost_peer_that_waited_for_room_is_not_told_of_it() -> None:
+    script = pulling(2, 3, downloads=1)
+    (first,) = script.says(2, Grant(1))
+    assert isinstance(first, ev.TakeChunk)
+    script.says(3, Grant(1))
+    script.on(ev.PeerLost(peer=peer(3)))
+    assert not [command for command in script.arrives(2, first.index, grant=1) if command == send(3, Room())]
+
+
+def test_only_holders_from_which_nothing_is_on_its_way_are_called_and_no_more_than_two() -> None:
+    called = Counter[str]()
+    for seed in range(60):
+        script = pulling(2, 3, 4, 5, 6, chunks=2, seed=seed)
+        script.says(2, Grant(1))
+        script.says(3, Grant(1))
+        rooms = [
+            command.peer for command in script.says(2, Refuse(1)) if command == send(int(command.peer, 16), Room())
+        ]
+        assert len(set(rooms)) == 2
+        called.update(rooms)
+    # Number 2 itself may only be called for what it still has, which this is not.
+    assert set(called) == {peer(4), peer(5), peer(6)}
+
+
+# ---------------------------------------------------------------- cancelling
+
+
+def test_a_cancelled_pull_calls_off_its_chunks_and_makes_room_for_others() -> None:
+    script = pulling(2, 3, chunks=1, downloads=1)
+    script.start(1, blob=digest(2))
+    script.says(3, share([0], size=share().size_bytes // 4, blob=digest(2)))
+    script.says(2, Grant(1))
+    script.says(3, Grant(1))
+    out = script.on(ev.PullCancelled(blob=B))
+    assert send(2, Cancel(1)) in out
+    assert send(3, Room()) in out
+    assert script.says(3, Grant(2)) == [take(3, 2, 0, digest(2))]
+
+
+def test_a_late_chunk_of_a_cancelled_pull_is_forgotten_too() -> None:
+    script = pulling(2, chunks=1)
+    script.says(2, Grant(1))
+    script.tick(DEADLINE_S)
+    assert send(2, Cancel(1)) in script.on(ev.PullCancelled(blob=B))
+    assert not script.machine.book.peers[peer(2)].downloads

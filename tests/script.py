@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One pull machine under test: events in, exact commands out. Its own peer is number 1; the blob is B, four chunks."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+from p2pdist.core import events as ev
+from p2pdist.core import wire
+from p2pdist.core.chunkmap import chunk_set, to_bytes
+from p2pdist.core.pull import PullMachine
+from p2pdist.core.state import PullSettings
+from tests.strategies import CHUNK, checksum, digest, peer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from p2pdist.core.types import Checksum, Digest
+
+B = digest(1)
+CHUNKS = 4
+ME = peer(1)
+
+
+def share(
+    have: Iterable[int] = (),
+    *,
+    blob: Digest = B,
+    size: int = CHUNKS * CHUNK,
+    wants: bool = True,
+    reply: bool = True,
+    media_type: str = "",
+    wrong: Iterable[int] = (),
+) -> wire.Share:
+    """A Share of the chunks `have`, with right checksums but for `wrong`."""
+    listed, count = sorted(have), -(-size // CHUNK)
+    words = b"".join(checksum(index + 1000 if index in wrong else index) for index in listed)
+    return wire.Share(
+        blob, size, to_bytes(chunk_set(listed), count) if size >= 0 else b"", words, wants, media_type, reply
+    )
+
+
+def have(*indices: int, blob: Digest = B) -> wire.Have:
+    return wire.Have(blob, wire.pack_indices(indices), b"".join(checksum(index) for index in indices))
+
+
+def join(*indices: int, size: int = CHUNKS * CHUNK, blob: Digest = B) -> ev.Tell:
+    shared = share(indices, size=size)
+    return tell(wire.Join(blob, size, "r", shared.have, shared.checksums))
+
+
+def checksums(*indices: int, wrong: Iterable[int] = (), size: int = CHUNKS * CHUNK) -> wire.Checksums:
+    words = b"".join(checksum(index + 1000 if index in wrong else index) for index in indices)
+    return wire.Checksums(B, size, wire.pack_indices(indices), words)
+
+
+def done(index: int, *, size: int = CHUNKS * CHUNK, word: Checksum | None = None) -> ev.Tell:
+    return tell(wire.Done(B, size, index, word or checksum(index)))
+
+
+def send(number: int, message: wire.Message) -> ev.Send:
+    return ev.Send(peer=peer(number), message=message)
+
+
+def tell(message: wire.Message) -> ev.Tell:
+    return ev.Tell(message=message)
+
+
+def take(number: int, grant: int, index: int, blob: Digest = B) -> ev.TakeChunk:
+    return ev.TakeChunk(peer=peer(number), number=grant, blob=blob, index=index)
+
+
+def fetch(index: int, blob: Digest = B) -> ev.FetchOrigin:
+    return ev.FetchOrigin(blob=blob, index=index)
+
+
+def write(index: int, word: Checksum | None = None) -> ev.WriteChunk:
+    return ev.WriteChunk(blob=B, index=index, checksum=word or checksum(index))
+
+
+def fetches(out: list[ev.Command]) -> list[int]:
+    """Return the chunks that these commands fetch."""
+    return [command.index for command in out if isinstance(command, ev.FetchOrigin)]
+
+
+def told(out: list[ev.Command], kind: type[wire.Message]) -> list[wire.Message]:
+    """Return the messages of a kind that the scheduler is told."""
+    return [command.message for command in out if isinstance(command, ev.Tell) and isinstance(command.message, kind)]
+
+
+CHECK = ev.CheckBlob(blob=B)
+VERIFIED = ev.BlobVerified(blob=B)
+
+
+class Script:
+    """A machine and its clock."""
+
+    def __init__(self, *, scheduled: bool = False, upload_slots: int = 4, downloads: int = 6, seed: int = 0) -> None:
+        settings = PullSettings(upload_slots=upload_slots, downloads=downloads)
+        self.machine = PullMachine(ME, Random(seed), settings)
+        self.now = 0.0
+        if scheduled:
+            self.on(ev.SchedulerConnected())
+
+    def on(self, event: ev.Event, at: float | None = None) -> list[ev.Command]:
+        self.now = self.now if at is None else at
+        return self.machine.handle(event, self.now)
+
+    def start(
+        self,
+        chunks: int = CHUNKS,
+        *,
+        blob: Digest = B,
+        size: int | None = -1,
+        have: Iterable[int] = (),
+        shared: bool = True,
+    ) -> list[ev.Command]:
+        return self.on(
+            ev.PullStarted(
+                blob=blob,
+                size_bytes=chunks * CHUNK if size == -1 else size,
+                registry="r",
+                have={index: checksum(index) for index in have},
+                shared=shared,
+            )
+        )
+
+    def connect(self, *numbers: int) -> list[ev.Command]:
+        return [command for number in numbers for command in self.on(ev.PeerConnected(peer=peer(number)))]
+
+    def says(self, number: int, *messages: wire.Message) -> list[ev.Command]:
+        return [command for message in messages for command in self.on(ev.PeerSaid(peer=peer(number), message=message))]
+
+    def ordered(self, *messages: wire.Message) -> list[ev.Command]:
+        """The scheduler says."""
+        return [command for message in messages for command in self.on(ev.SchedulerSaid(message=message))]
+
+    def tick(self, at: float) -> list[ev.Command]:
+        return self.on(ev.Ticked(), at)
+
+    def arrives(
+        self, source: int | None, index: int, *, grant: int = 0, word: Checksum | None = None, blob: Digest = B
+    ) -> list[ev.Command]:
+        """A chunk arrives; where it is written, that has happened too."""
+        who = None if source is None else peer(source)
+        word = checksum(index) if word is None else word
+        out = self.on(ev.ChunkArrived(source=who, number=grant, blob=blob, index=index, checksum=word))
+        if any(isinstance(command, ev.WriteChunk) for command in out):
+            out = out + self.on(ev.ChunkWritten(blob=blob, index=index))
+        return out
+
+    def fails(
+        self, index: int, *, final: bool = False, pause_s: float = 0.0, error: Exception | None = None
+    ) -> list[ev.Command]:
+        error = error or OSError("refused")
+        return self.on(ev.FetchFailed(blob=B, index=index, error=error, final=final, pause_s=pause_s))
+
+    def seeding(self, chunks: int = CHUNKS) -> Script:
+        """Let it have all of B."""
+        words = tuple(checksum(index) for index in range(chunks))
+        self.on(ev.BlobStored(blob=B, size_bytes=chunks * CHUNK, media_type="", checksums=words))
+        return self
