@@ -108,7 +108,7 @@ class PullMachine:
                 self._peer_connected(event.peer)
             case ev.PeerLost():
                 self._peer_lost(event.peer)
-            case ev.SchedulerConnected() | ev.SchedulerLost() | ev.SchedulerSaid():
+            case _:
                 self._scheduler_event(event)
         return self.state.out
 
@@ -131,7 +131,7 @@ class PullMachine:
                 self._leasing.leased(message)
             case ev.SchedulerSaid(message=wire.Checksums() as message):
                 self._checksums_came(message)
-            case ev.SchedulerSaid():
+            case _:
                 raise RemoteProtocolError(f"a {type(event.message).__name__} from the scheduler")
 
     # ------------------------------------------------------------- own pulls
@@ -291,9 +291,8 @@ class PullMachine:
         self._leasing.done(progress, index)
 
     def _check(self, progress: Progress) -> None:
-        if not progress.checking:
-            progress.checking = True
-            self.state.out.append(ev.CheckBlob(blob=progress.blob))
+        progress.checking = True
+        self.state.out.append(ev.CheckBlob(blob=progress.blob))
 
     def _blob_verified(self, blob: Digest) -> None:
         progress = self.blobs.get(blob)
@@ -494,7 +493,7 @@ class PullMachine:
         self._giving.grant()
 
     def _drop_peer(self, peer_id: PeerId, reason: str) -> None:
-        self.book.ban(peer_id, self.state.now + BAN_S)
+        self.book.ban(peer_id, self.state.now)
         self._peer_lost(peer_id)
         self.state.out.append(ev.DropPeer(peer=peer_id, reason=reason, ban_s=BAN_S))
 

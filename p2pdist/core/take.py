@@ -115,14 +115,13 @@ class Taking:
         download = peer.downloads.pop(number, None)
         if download is None:
             return None
-        progress = self._state.blobs.get(download.blob)
+        # Whoever forgets a blob calls off its chunks first.
+        progress = self._state.blobs[download.blob]
         if download.late:
-            if progress is not None:
-                progress.late.discard((download.index, peer.peer_id))
+            progress.late.discard((download.index, peer.peer_id))
         else:
             self._downloads -= 1
-            if progress is not None:
-                progress.unask(download.index, peer.peer_id)
+            progress.unask(download.index, peer.peer_id)
         return download
 
     def cancel(self, peer: Peer, blob: Digest, index: int | None = None) -> None:
@@ -146,9 +145,9 @@ class Taking:
         download = self.end(peer, number)
         if download is None:
             return
-        progress, bit = self._state.blobs.get(download.blob), 1 << download.index
+        progress, bit = self._state.blobs[download.blob], 1 << download.index
         shared = peer.shared.get(download.blob, 0)
-        if progress is not None and progress.wanted and shared & bit:
+        if shared & bit:
             peer.shared[download.blob] = shared & ~bit
             others = (other.shared.get(download.blob, 0) for other in self._state.book.peers.values())
             progress.drop_holder(bit, others)
@@ -165,20 +164,17 @@ class Taking:
             self._downloads -= 1
             state.counters.late_chunks += 1
             peer.failures += 1
-            progress = state.blobs.get(download.blob)
-            if progress is not None:
-                progress.unask(download.index, peer.peer_id)
-                progress.late.add((download.index, peer.peer_id))
-                self.call_for(progress, download.index)
+            progress = state.blobs[download.blob]
+            progress.unask(download.index, peer.peer_id)
+            progress.late.add((download.index, peer.peer_id))
+            self.call_for(progress, download.index)
 
     def lost(self, peer: Peer) -> None:
         """Forget a peer, and look elsewhere for what was on its way from it."""
         self._waiting.pop(peer.peer_id, None)
-        for number in list(peer.downloads):
-            download = self.end(peer, number)
-            progress = self._state.blobs.get(download.blob) if download is not None else None
-            if download is not None and progress is not None:
-                self.call_for(progress, download.index)
+        for number, download in list(peer.downloads.items()):
+            self.end(peer, number)
+            self.call_for(self._state.blobs[download.blob], download.index)
         self.make_room()
 
     def call_for(self, progress: Progress, index: int) -> None:

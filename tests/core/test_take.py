@@ -10,7 +10,7 @@ import pytest
 from p2pdist.core import events as ev
 from p2pdist.core.peerbook import BAN_S
 from p2pdist.core.take import DEADLINE_S, MIN_DEADLINE_S
-from p2pdist.core.wire import Cancel, Decline, Grant, Lease, Refuse, Room
+from p2pdist.core.wire import Cancel, Decline, Grant, Lease, Refuse, Room, Unshare
 from p2pdist.errors import RemoteProtocolError
 from tests.script import B, Script, fetch, have, send, share, take, write
 from tests.strategies import digest, peer
@@ -96,13 +96,13 @@ def test_chunks_in_the_window_of_a_reader_come_first_then_the_rarest() -> None:
 def test_of_several_blobs_the_rarest_chunk_of_all_is_taken_and_equals_go_to_the_first() -> None:
     script = Script(scheduled=True)
     script.connect(2, 3)
-    script.start(1)
-    script.start(1, blob=digest(2))
     size = share().size_bytes // 4
-    for number in (2, 3):
-        script.says(number, share([0], size=size))
-    script.says(2, share([0], size=size, blob=digest(2)))
-    assert script.says(2, Grant(1), Grant(2)) == [take(2, 1, 0, digest(2)), take(2, 2, 0)]
+    for number, holders in ((1, (2, 3)), (2, (2,)), (3, (2,))):
+        script.start(1, blob=digest(number))
+        for holder in holders:
+            script.says(holder, share([0], size=size, blob=digest(number)))
+    taken = [take(2, 1, 0, digest(2)), take(2, 2, 0, digest(3)), take(2, 3, 0, digest(1))]
+    assert script.says(2, Grant(1), Grant(2), Grant(3)) == taken
 
 
 def test_what_is_on_its_way_is_taken_a_second_time_only_when_it_takes_long() -> None:
@@ -216,6 +216,13 @@ def test_a_have_after_a_refusal_brings_the_chunk_back() -> None:
     script.says(2, Grant(1), Refuse(1), have(0))
     assert script.machine.blobs[B].holders == [1]
     assert script.says(2, Grant(2)) == [take(2, 2, 0)]
+
+
+def test_a_refusal_by_a_peer_that_has_left_the_swarm_frees_the_chunk() -> None:
+    script = pulling(2, chunks=1)
+    script.says(2, Grant(1), Unshare(B))
+    assert script.says(2, Refuse(1)) == []
+    assert not script.machine.blobs[B].inflight
 
 
 def test_a_refusal_of_what_nobody_took_says_nothing() -> None:

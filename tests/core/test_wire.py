@@ -98,6 +98,10 @@ def test_what_follows_a_message_waits_for_its_end() -> None:
     assert decoder.feed(memoryview(second[-1:] + first)) == [Grant(2), Grant(1)]
 
 
+def test_a_chunk_frame_may_come_byte_by_byte() -> None:
+    assert joined(fed(span_header(9, 3) + b"abc" + encode(Grant(1)), [1])) == [(9, b"abc"), Grant(1)]
+
+
 def test_chunk_bytes_are_views_and_the_reader_knows_how_many_are_still_to_come() -> None:
     decoder, data = Decoder(), memoryview(span_header(9, 100) + b"x" * 60)
     (span,) = decoder.feed(data)
@@ -177,6 +181,7 @@ ADDRESS = [peer(1), "host", 5051, "", ""]
         [1, 1, "c", peer(1), 65536, "", "", ""],
         [1, 1, "c", peer(1), -1, "", "", ""],
         [30, BLOB, {}],
+        [30, BLOB, 5],
         [30, BLOB, [ADDRESS] * 201],
         [30, BLOB, [ADDRESS[:4]]],
         [30, BLOB, ["host"]],
