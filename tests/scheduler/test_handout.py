@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Neighbours, and drawing at random."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scheduler.handout import Crowd, neighbours
+from tests.strategies import peer
+
+ME = peer(0)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9))))
+def test_a_crowd_is_a_set_whatever_comes_and_goes(changes: list[tuple[bool, int]]) -> None:
+    crowd, expected = Crowd(), set()
+    for comes, number in changes:
+        if comes:
+            crowd.add(peer(number))
+            expected.add(peer(number))
+        else:
+            crowd.discard(peer(number))
+            expected.discard(peer(number))
+        assert sorted(crowd) == sorted(expected)
+        assert len(crowd) == len(expected)
+        assert all((peer(number) in crowd) == (peer(number) in expected) for number in range(10))
+
+
+def test_a_sample_is_of_different_peers_each_equally_likely() -> None:
+    crowd, rng, draws = Crowd(), Random(3), 4000
+    for number in range(10):
+        crowd.add(peer(number))
+    counts = Counter[str]()
+    for _ in range(draws):
+        sample = crowd.sample(3, rng)
+        assert len(set(sample)) == 3
+        counts.update(sample)
+    assert all(abs(count - draws * 0.3) < 4 * (draws * 0.3 * 0.7) ** 0.5 for count in counts.values())
+    assert sorted(crowd.sample(10, rng)) == sorted(crowd.sample(99, rng)) == sorted(crowd)
+
+
+def chosen(sites: dict[str, str], wanted: int, degrees: dict[str, int] | None = None, seed: int = 0) -> list[str]:
+    candidates = [other for other in sites if other != ME]
+    known = dict.fromkeys(candidates, 0) | (degrees or {})
+    return list(neighbours(ME, candidates, known, sites, wanted, Random(seed)))  # type: ignore[arg-type]
+
+
+def test_where_there_are_fewer_than_wanted_all_are_chosen() -> None:
+    sites = dict.fromkeys(map(peer, range(5)), "")
+    assert sorted(chosen(sites, 10)) == [peer(number) for number in range(1, 5)]
+    assert chosen(sites, 0) == []
+
+
+def test_those_with_few_neighbours_come_first() -> None:
+    sites = dict.fromkeys(map(peer, range(9)), "")
+    few = {peer(number): 5 for number in range(1, 9)} | {peer(3): 1, peer(7): 2}
+    assert chosen(sites, 3, few)[:2] == [peer(3), peer(7)]
+    assert len({chosen(sites, 3, few, seed)[2] for seed in range(50)}) == 6
+
+
+def test_most_come_from_the_newcomers_site_but_some_from_others() -> None:
+    sites = {peer(number): "here" if number < 20 else "there" for number in range(40)}
+    picked = chosen(sites, 10)
+    assert [sites[other] for other in picked] == ["here"] * 8 + ["there"] * 2
+    assert len(set(picked)) == 10
+
+
+def test_a_site_that_is_too_small_is_filled_up_from_the_others_and_the_other_way_round() -> None:
+    mostly_there = {peer(number): "here" if number < 3 else "there" for number in range(40)}
+    assert Counter(mostly_there[other] for other in chosen(mostly_there, 10)) == {"here": 2, "there": 8}
+    mostly_here = {peer(number): "here" if number < 39 else "there" for number in range(40)}
+    assert Counter(mostly_here[other] for other in chosen(mostly_here, 10)) == {"here": 9, "there": 1}
+    alone = {peer(number): "here" if number < 1 else "there" for number in range(40)}
+    assert Counter(alone[other] for other in chosen(alone, 10)) == {"there": 10}
+
+
+def test_a_graph_grown_one_by_one_is_nearly_regular() -> None:
+    rng, degree = Random(5), 20
+    degrees: dict[str, int] = {}
+    for number in range(400):
+        newcomer, others = peer(number), [peer(other) for other in range(number)]
+        sites = dict.fromkeys([*others, newcomer], "")
+        picked = neighbours(newcomer, others, degrees, sites, degree // 2, rng)  # type: ignore[arg-type]
+        degrees[newcomer] = len(picked)
+        for other in picked:
+            degrees[other] += 1
+    grown = [degrees[peer(number)] for number in range(300)]
+    assert sum(grown) / len(grown) > 0.95 * degree
+    assert max(degrees.values()) <= 1.5 * degree

@@ -1,0 +1,667 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scheduler's decisions: messages in, messages out."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pdist.core.chunkmap import chunk_set, to_bytes
+from p2pdist.core.lease import NEVER
+from p2pdist.core.wire import (
+    Ask,
+    Checksums,
+    Done,
+    Failed,
+    Grant,
+    Join,
+    Lease,
+    Leave,
+    Message,
+    Missing,
+    Neighbours,
+    PeerAddress,
+    Renew,
+    Resolve,
+    Resolved,
+    Stored,
+    pack_indices,
+)
+from p2pdist.errors import RemoteProtocolError
+from scheduler import swarm as module
+from scheduler.swarm import (
+    FAILED_PAUSE_S,
+    LEASE_S,
+    LEASES,
+    MAX_PAUSE_S,
+    PUSH_S,
+    PUSH_S_PER_MEMBER,
+    RESETTLE_S,
+    STALE_DONE_S,
+    SchedulerState,
+)
+from tests.strategies import CHUNK, checksum, digest, messages, peer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from p2pdist.core.types import Digest
+
+B = digest(1)
+
+
+def joining(
+    have: Iterable[int] = (), *, chunks: int = 100, blob: Digest = B, registry: str = "r", size: int | None = None
+) -> Join:
+    listed = sorted(have)
+    size = chunks * CHUNK if size is None else size
+    bits = to_bytes(chunk_set(listed), chunks) if size >= 0 else b""
+    return Join(blob, size, registry, bits, b"".join(checksum(index) for index in listed))
+
+
+def done(index: int, *, chunks: int = 100, blob: Digest = B) -> Done:
+    return Done(blob, chunks * CHUNK, index, checksum(index))
+
+
+def pushed(*indices: int, chunks: int = 100) -> Checksums:
+    return Checksums(B, chunks * CHUNK, pack_indices(indices), b"".join(checksum(index) for index in indices))
+
+
+def address(number: int, site: str = "", port: int = 5051) -> PeerAddress:
+    return PeerAddress(peer(number), f"host{number}", port, site)
+
+
+class Script:
+    """A scheduler and its clock, past the time after its start."""
+
+    def __init__(self, *agents: int, degree: int = 20, seed: int = 0, started: float = -10.0) -> None:
+        self.state = SchedulerState(Random(seed), degree=degree, started=started)
+        self.now = 0.0
+        for number in agents:
+            self.state.connected(address(number))
+
+    def says(self, number: int, *said: Message) -> list[tuple[int, Message]]:
+        out = [entry for message in said for entry in self.state.said(peer(number), message, self.now)]
+        return plain(out)
+
+    def gone(self, number: int) -> list[tuple[int, Message]]:
+        return plain(self.state.gone(peer(number), self.now))
+
+    def tick(self, at: float) -> list[tuple[int, Message]]:
+        self.now = at
+        return plain(self.state.tick(at))
+
+
+def plain(out: list[tuple[object, Message]]) -> list[tuple[int, Message]]:  # type: ignore[misc]
+    return [(int(str(to), 16), message) for to, message in out]
+
+
+def leases(out: list[tuple[int, Message]]) -> list[tuple[int, int]]:
+    """The leases among these messages: to whom, which chunk."""
+    return [(to, message.index) for to, message in out if isinstance(message, Lease)]
+
+
+def named(out: list[tuple[int, Message]]) -> dict[int, list[int]]:
+    return {
+        to: [int(entry.peer_id, 16) for entry in message.peers]
+        for to, message in out
+        if isinstance(message, Neighbours)
+    }
+
+
+# ------------------------------------------------------------------ neighbours
+
+
+def test_in_a_small_swarm_each_newcomer_is_told_of_all_others() -> None:
+    script = Script(1, 2, 3)
+    assert named(script.says(1, joining())) == {}
+    assert script.says(2, joining())[0] == (2, Neighbours(B, [address(1)]))
+    assert named(script.says(3, joining())) == {3: [1, 2]}
+
+
+def test_in_a_large_swarm_a_newcomer_gets_half_the_degree_and_all_have_about_the_degree_in_the_end() -> None:
+    script = Script(*range(1, 301), degree=10)
+    sizes = [len(named(script.says(number, joining())).get(number, [])) for number in range(1, 301)]
+    assert sizes == list(range(11)) + [5] * 289
+    degrees = [len(member.neighbours) for member in script.state.members.values()]
+    assert all(
+        number in script.state.members[other].neighbours
+        for number, member in script.state.members.items()
+        for other in member.neighbours
+    )
+    assert max(degrees) <= 16
+    assert sum(degrees[:250]) / 250 > 9
+
+
+def test_neighbours_for_one_blob_are_neighbours_for_the_next() -> None:
+    script = Script(*range(1, 101), degree=10)
+    for number in range(1, 101):
+        script.says(number, joining())
+    before = sum(len(member.neighbours) for member in script.state.members.values())
+    for number in range(1, 101):
+        known = {int(other, 16) for other in script.state.members[peer(number)].neighbours}
+        again = set(named(script.says(number, joining(blob=digest(2)))).get(number, []))
+        joined = {other for other in known if other <= number}
+        assert joined - {number} <= again
+    after = sum(len(member.neighbours) for member in script.state.members.values())
+    assert after < 1.3 * before
+
+
+def test_those_that_hold_the_blob_are_neighbours_too() -> None:
+    script = Script(1, 2, 3)
+    script.says(1, Stored([B]))
+    script.says(2, joining())
+    assert named(script.says(3, joining())) == {3: [2, 1]}
+
+
+def test_an_agent_that_does_not_listen_is_named_to_nobody() -> None:
+    script = Script(2, 3)
+    script.state.connected(address(1, port=0))
+    script.says(1, joining())
+    assert named(script.says(2, joining())) == {}
+    assert named(script.says(3, joining())) == {3: [2]}
+
+
+def test_who_is_gone_is_nobodys_neighbour_any_more() -> None:
+    script = Script(1, 2)
+    script.says(1, joining())
+    script.says(2, joining())
+    script.gone(1)
+    assert not script.state.members[peer(2)].neighbours
+    assert script.gone(1) == []
+
+
+# ---------------------------------------------------------------------- leases
+
+
+def test_chunks_are_leased_in_order_one_to_each_member_no_more_than_four() -> None:
+    script, given_ = Script(*range(1, 9)), list[tuple[int, int]]()
+    for number in range(1, 9):
+        given_ += leases(script.says(number, joining()))
+    # The first member, alone, gets them all.
+    assert given_ == [(1, 0), (1, 1), (1, 2), (1, 3)]
+    for index in range(4):
+        given_ += leases(script.says(1, done(index)))
+    assert [index for _, index in given_] == list(range(8))
+    assert len({to for to, _ in given_[4:]}) == 4
+    assert all(to != 1 for to, _ in given_[4:])
+
+
+@pytest.mark.parametrize(("members", "most"), [(1, 4), (2, 2), (3, 2), (4, 1), (9, 1)])
+def test_a_member_has_no_more_leases_than_its_share(members: int, most: int) -> None:
+    script = Script(*range(1, members + 1))
+    script.state._registries.setdefault("r", module.Registry()).paused_until = 1.0
+    for number in range(1, members + 1):
+        script.says(number, joining())
+    given_ = leases(script.tick(1.0))
+    assert len(given_) == LEASES
+    counts = [sum(to == number for to, _ in given_) for number in range(1, members + 1)]
+    assert max(counts) <= most
+
+
+def test_the_first_chunk_of_each_blob_comes_first_then_the_order_of_the_joins() -> None:
+    script = Script(1)
+    script.state._registries.setdefault("r", module.Registry()).paused_until = 1.0
+    for number in (3, 1, 2):
+        script.says(1, joining(chunks=3, blob=digest(number)))
+    order = [(message.blob, message.index) for _, message in script.tick(1.0) if isinstance(message, Lease)]
+    for _ in range(5):
+        blob, index = order[len(order) - 4]
+        out = script.says(1, done(index, chunks=3, blob=blob))
+        order += [(message.blob, message.index) for _, message in out if isinstance(message, Lease)]
+    expected = [(3, 0), (1, 0), (2, 0), (3, 1), (3, 2), (1, 1), (1, 2), (2, 1), (2, 2)]
+    assert order == [(digest(blob), index) for blob, index in expected]
+
+
+def test_a_swarm_that_lines_up_again_takes_its_old_place() -> None:
+    script = Script(1, 2)
+    for number in (1, 2):
+        script.says(1, joining(chunks=4, blob=digest(number)))
+    script.says(2, joining(chunks=4))
+    for index in (1, 2, 3):
+        script.says(1, done(index, chunks=4))
+    # Chunk 0 is out, and three of the second blob; one comes back and precedes what is left of the second.
+    script.says(1, Failed(B, 0, 0))
+    assert script.state.swarms[B].leases[0][0] == peer(2)
+
+
+def test_each_registry_has_its_own_leases() -> None:
+    script = Script(1)
+    assert len(leases(script.says(1, joining()))) == LEASES
+    assert len(leases(script.says(1, joining(blob=digest(2))))) == 0
+    # One member alone does not get more than four in all.
+    script.state.connected(address(2))
+    assert len(leases(script.says(2, joining(blob=digest(3), registry="other")))) == LEASES
+
+
+def test_a_lease_that_is_done_frees_the_next() -> None:
+    script = Script(1)
+    script.says(1, joining())
+    assert leases(script.says(1, done(2))) == [(1, 4)]
+    assert script.state.leases_granted == 5
+
+
+def test_a_late_lease_lapses_and_goes_to_another() -> None:
+    script = Script(1, 2)
+    script.says(1, joining(chunks=1))
+    script.says(2, joining(chunks=1))
+    assert leases(script.tick(LEASE_S - 0.1)) == []
+    assert leases(script.tick(LEASE_S)) == [(2, 0)]
+    assert script.state.leases_lapsed == 1
+    # Whoever comes too late is heard no more: the lease is another's now.
+    script.says(1, Done(B, CHUNK, 0, checksum(9)))
+    assert not script.state.swarms[B].done
+    script.says(2, done(0, chunks=1))
+    assert script.state.swarms[B].done == {0: checksum(0)}
+
+
+def test_a_late_lease_of_the_only_member_comes_back_to_it_after_a_pause() -> None:
+    script = Script(1)
+    script.says(1, joining(chunks=1))
+    assert leases(script.tick(LEASE_S)) == []
+    assert leases(script.tick(LEASE_S + FAILED_PAUSE_S)) == [(1, 0)]
+
+
+def test_a_renewed_lease_goes_on() -> None:
+    script = Script(1, 2)
+    script.says(1, joining(chunks=1))
+    script.says(2, joining(chunks=1))
+    script.now = 10.0
+    assert script.says(1, Renew(B, 0)) == []
+    script.says(2, Renew(B, 0), Renew(B, 7), Renew(digest(9), 0))
+    assert leases(script.tick(10.0 + LEASE_S - 0.1)) == []
+    assert leases(script.tick(10.0 + LEASE_S)) == [(2, 0)]
+
+
+@pytest.mark.parametrize("how", ["gone", "leave", "stored"])
+def test_the_leases_of_a_member_that_leaves_go_to_others(how: str) -> None:
+    script = Script(1, 2)
+    script.says(1, joining(chunks=2))
+    script.says(2, joining(chunks=2))
+    if how == "gone":
+        assert leases(script.gone(1)) == [(2, 0), (2, 1)]
+    elif how == "leave":
+        assert leases(script.says(1, Leave(B))) == [(2, 0), (2, 1)]
+    else:
+        # It has the whole blob, so nothing is left to lease.
+        assert leases(script.says(1, Stored([B]))) == []
+
+
+def test_a_member_that_leaves_takes_only_its_own_leases() -> None:
+    script = Script(1, 2)
+    script.says(1, joining(chunks=2))
+    script.says(2, joining(chunks=2))
+    assert script.says(2, Leave(B)) == []
+    assert script.state.swarms[B].leases.keys() == {0, 1}
+
+
+def test_a_swarm_without_members_is_forgotten() -> None:
+    script = Script(1)
+    script.says(1, joining())
+    script.says(1, done(0))
+    script.says(1, Leave(B))
+    assert not script.state.swarms
+    assert script.tick(1.0) == []
+    assert not script.state._registries
+    assert not script.state._fresh
+    assert script.says(1, done(1), Failed(B, 0, 0), Missing(B, b""), Leave(B)) == []
+
+
+def test_a_member_that_failed_gets_no_lease_of_the_blob_for_a_while() -> None:
+    script = Script(1, 2)
+    script.says(1, joining(chunks=1))
+    script.says(2, joining(chunks=1))
+    assert leases(script.says(1, Failed(B, 0, 0))) == [(2, 0)]
+    assert leases(script.says(2, Failed(B, 0, 0))) == []
+    assert leases(script.tick(FAILED_PAUSE_S - 0.1)) == []
+    assert len(leases(script.tick(FAILED_PAUSE_S))) == 1
+
+
+def test_a_member_that_will_never_get_the_blob_is_never_asked_again() -> None:
+    script = Script(1)
+    script.says(1, joining(chunks=1))
+    script.says(1, Failed(B, 0, NEVER))
+    assert leases(script.tick(10_000.0)) == []
+    script.state.connected(address(2))
+    assert leases(script.says(2, joining(chunks=1))) == [(2, 0)]
+
+
+def test_a_failure_is_only_its_holders_to_tell() -> None:
+    script = Script(1, 2)
+    script.says(1, joining(chunks=1))
+    script.says(2, joining(chunks=1))
+    script.says(2, Failed(B, 0, 5000), Failed(B, 77, 5000))
+    assert script.state.swarms[B].leases[0][0] == peer(1)
+    assert leases(script.gone(1)) == [(2, 0)]
+
+
+@pytest.mark.parametrize(("pause_ms", "pause_s"), [(3000, 3.0), (10**9, MAX_PAUSE_S)])
+def test_a_registry_that_asks_for_a_pause_gets_it(pause_ms: int, pause_s: float) -> None:
+    script = Script(1, 2)
+    script.says(1, joining(chunks=1))
+    script.says(2, joining(chunks=1, blob=digest(2)))
+    assert leases(script.says(1, Failed(B, 0, pause_ms), Leave(B))) == []
+    script.says(2, done(0, chunks=1, blob=digest(2)), Leave(digest(2)), joining(chunks=1))
+    assert leases(script.tick(pause_s - 0.1)) == []
+    assert leases(script.tick(pause_s)) == [(2, 0)]
+
+
+def test_in_a_large_swarm_leases_are_spread_over_the_members() -> None:
+    script = Script(*range(1, 101))
+    for number in range(1, 101):
+        script.says(number, joining(chunks=200))
+    for index in range(200):
+        holder = int(script.state.swarms[B].leases[index][0], 16)
+        script.says(holder, done(index, chunks=200))
+    counts = [member.leased_ever for member in script.state.members.values()]
+    assert sum(counts) == 200
+    assert max(counts) <= 5
+    assert sum(count == 0 for count in counts) < 10
+
+
+# ------------------------------------------------------------ done, checksums
+
+
+def test_checksums_are_pushed_to_all_members_together() -> None:
+    script = Script(1, 2)
+    script.says(1, joining())
+    script.says(2, joining())
+    script.now = 1.0
+    script.says(1, done(1), done(0))
+    expected = pushed(1, 0)
+    assert script.tick(1.0) == [(1, expected), (2, expected)]
+    assert script.tick(2.0) == []
+    script.says(1, done(2))
+    assert script.tick(2.0) == [(1, pushed(2)), (2, pushed(2))]
+    script.says(1, done(3))
+    assert script.tick(2.0 + PUSH_S / 2) == []
+    assert script.tick(2.0 + PUSH_S + 2 * PUSH_S_PER_MEMBER) != []
+
+
+def test_a_newcomer_gets_all_checksums_so_far() -> None:
+    script = Script(1, 2)
+    script.says(1, joining())
+    script.says(1, done(1), done(0))
+    assert (2, pushed(1, 0)) in script.says(2, joining([0]))
+
+
+def test_done_for_a_chunk_that_was_not_leased_counts_where_nobody_else_has_the_lease() -> None:
+    script = Script(1, 2)
+    script.says(1, joining())
+    script.says(2, joining())
+    script.says(2, done(50), done(0))
+    assert list(script.state.swarms[B].done) == [50]
+    script.says(2, Done(B, 100 * CHUNK, 50, checksum(9)))
+    assert script.state.swarms[B].done == {50: checksum(50)}
+
+
+def test_a_chunk_that_a_member_has_is_not_leased() -> None:
+    script = Script(1)
+    assert leases(script.says(1, joining([0, 2]))) == [(1, 1), (1, 3), (1, 4), (1, 5)]
+
+
+def test_what_the_whole_swarm_needs_is_not_leased_where_someone_has_it_stored() -> None:
+    script = Script(1, 2)
+    script.says(1, Stored([B]))
+    assert leases(script.says(2, joining())) == []
+    assert named(script.says(2, joining())) == {2: [1]}
+
+
+def test_when_one_has_stored_the_blob_nothing_more_is_leased() -> None:
+    script = Script(1, 2)
+    script.says(1, joining())
+    script.says(2, joining())
+    assert leases(script.says(1, Stored([B]))) == []
+    assert not script.state.members[peer(1)].swarms
+
+
+def test_the_size_of_a_blob_may_become_known_later() -> None:
+    script = Script(1, 2, 3)
+    assert leases(script.says(1, joining(size=-1))) == [(1, 0)]
+    script.says(2, joining(size=-1))
+    script.says(1, done(0, chunks=1))
+    (one, two) = script.tick(1.0)
+    assert one == (1, pushed(0, chunks=1))
+    assert two == (2, pushed(0, chunks=1))
+    script.says(1, joining(blob=digest(2), size=-1))
+    assert leases(script.says(3, joining(blob=digest(2), chunks=3))) == [(3, 1), (3, 2)]
+
+
+def test_words_about_another_cut_of_the_blob_mean_nothing() -> None:
+    script = Script(1, 2)
+    script.says(1, joining(chunks=2))
+    script.says(2, joining([50]))
+    script.says(2, done(50))
+    assert not script.state.swarms[B].done
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Join(B, 100 * CHUNK, "r", b"\x01", checksum(0)),
+        Join(B, 100 * CHUNK, "r", to_bytes(1, 100), b""),
+        done(100),
+        Done(B, 100 * CHUNK, 0, b"short"),
+        Missing(B, b"\x01"),
+        Grant(1),
+        Lease(B, 0, 1),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_the_agents_fault(message: Message) -> None:
+    script = Script(1)
+    script.says(1, joining())
+    with pytest.raises(RemoteProtocolError):
+        script.says(1, message)
+
+
+def test_an_empty_blob_has_nothing_to_lease_or_report() -> None:
+    script = Script(1)
+    assert script.says(1, joining(chunks=0)) == []
+    with pytest.raises(RemoteProtocolError):
+        script.says(1, Done(B, 0, 0, checksum(0)))
+
+
+# --------------------------------------------------------------------- missing
+
+
+def missing(*indices: int) -> Missing:
+    return Missing(B, pack_indices(indices))
+
+
+def test_a_missing_chunk_is_to_be_had_from_who_fetched_it_or_has_it_all() -> None:
+    script = Script(1, 2, 3)
+    for number in (1, 2):
+        script.says(number, joining())
+    script.says(1, done(0))
+    assert script.says(2, missing(0)) == [(2, Neighbours(B, [address(1)]))]
+    script.says(3, Stored([B]))
+    names = [tuple(named(script.says(2, missing(0, 1)))[2]) for _ in range(20)]
+    assert {name for entry in names for name in entry} == {1, 3}
+
+
+def test_a_missing_chunk_that_nobody_can_have_is_leased_again() -> None:
+    script = Script(1, 2)
+    script.says(1, joining(chunks=1))
+    script.says(2, joining(chunks=1))
+    script.says(1, done(0, chunks=1))
+    script.gone(1)
+    assert leases(script.says(2, missing(0))) == [(2, 0)]
+    # Once it is leased there is nothing to help with.
+    assert script.says(2, missing(0)) == []
+
+
+def test_a_chunk_that_its_own_fetcher_misses_is_leased_again() -> None:
+    script = Script(1)
+    script.says(1, joining(chunks=1))
+    script.says(1, done(0, chunks=1))
+    assert leases(script.says(1, missing(0))) == [(1, 0)]
+
+
+def test_a_chunk_that_stays_missing_is_leased_again_whoever_is_said_to_have_it() -> None:
+    script = Script(1, 2)
+    script.says(1, Stored([B]))
+    script.says(2, joining())
+    assert named(script.says(2, missing(0))) == {2: [1]}
+    script.now = STALE_DONE_S - 0.1
+    assert named(script.says(2, missing(0))) == {2: [1]}
+    script.now = STALE_DONE_S
+    assert leases(script.says(2, missing(0))) == [(2, 0)]
+    script.says(2, done(0))
+    assert not script.state.swarms[B].missing
+
+
+def test_a_report_long_ago_does_not_count_against_todays() -> None:
+    script = Script(1, 2)
+    script.says(1, Stored([B]))
+    script.says(2, joining())
+    script.says(2, missing(0))
+    script.now = 2 * STALE_DONE_S
+    assert named(script.says(2, missing(0))) == {2: [1]}
+    script.now = 3 * STALE_DONE_S
+    assert leases(script.says(2, missing(0))) == [(2, 0)]
+
+
+def test_chunks_yet_to_be_leased_or_past_the_end_are_not_missing() -> None:
+    script = Script(1)
+    script.says(1, joining())
+    assert script.says(1, missing(50, 100, 2**32 - 1)) == []
+
+
+def test_what_is_evicted_is_not_named_any_more() -> None:
+    script = Script(1, 2, 3)
+    script.says(1, Stored([B]))
+    script.says(2, Stored([B]))
+    script.says(3, joining())
+    script.says(1, Leave(B))
+    assert named(script.says(3, missing(0))) == {3: [2]}
+    assert leases(script.says(2, Leave(B))) == []
+    assert leases(script.says(3, missing(0))) == [(3, 0)]
+
+
+# --------------------------------------------------------------------- restart
+
+
+def test_after_a_restart_nothing_is_leased_until_the_others_are_back() -> None:
+    script = Script(1, 2, started=0.0)
+    assert leases(script.says(1, joining([0, 1]))) == []
+    script.now = RESETTLE_S / 2
+    assert leases(script.says(2, joining([3]))) == []
+    assert leases(script.tick(RESETTLE_S - 0.01)) == []
+    given_ = leases(script.tick(RESETTLE_S))
+    assert [index for _, index in given_] == [2, 4, 5, 6]
+    assert script.state.swarms[B].done.keys() == {0, 1, 3}
+
+
+def test_at_a_first_start_leases_go_out_at_once() -> None:
+    script = Script(1, started=0.0)
+    assert len(leases(script.says(1, joining()))) == LEASES
+
+
+def test_an_agent_that_joins_again_says_what_it_has_now() -> None:
+    script = Script(1)
+    script.says(1, joining())
+    assert leases(script.says(1, joining([0, 5]))) == []
+    assert script.state.swarms[B].done.keys() == {0, 5}
+    assert len(script.state.swarms[B].members) == 1
+
+
+# ---------------------------------------------------------------------- bounds
+
+
+def test_blobs_and_swarms_have_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_SWARMS", 3)
+    monkeypatch.setattr(module, "MAX_JOINED", 2)
+    script = Script(1, 2)
+    script.says(1, joining(blob=digest(1)), joining(blob=digest(2)), joining(blob=digest(2)))
+    with pytest.raises(RemoteProtocolError, match="wanted"):
+        script.says(1, joining(blob=digest(3)))
+    assert digest(3) not in script.state.swarms
+    script.says(2, joining(blob=digest(3)))
+    with pytest.raises(RemoteProtocolError, match="at once"):
+        script.says(2, joining(blob=digest(4)))
+
+
+def test_only_so_many_stored_blobs_are_remembered_but_all_pulls_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_STORED", 1)
+    script = Script(1)
+    script.says(1, Stored([digest(2)]), joining(), Stored([B]))
+    assert list(script.state.members[peer(1)].stored) == [digest(2)]
+    assert not script.state.swarms
+    script.gone(1)
+    assert not script.state._holders
+
+
+def test_tags_are_passed_on() -> None:
+    script = Script(1, 2)
+    question = Resolve(1, "r", "repository", "tag")
+    assert script.says(1, question) == [(1, Ask(1))]
+    script.says(2, question)
+    assert script.says(1, Resolved(1, B, "m", 5)) == [(2, Resolved(1, B, "m", 5))]
+    script.says(1, Resolve(2, "r", "repository", "other"))
+    script.says(2, Resolve(3, "r", "repository", "other"))
+    assert script.gone(1) == [(2, Ask(3))]
+    assert script.tick(8.0) == []
+
+
+def test_a_message_costs_no_walk_over_all_swarms(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script(*range(1, 1001))
+    for number in range(1, 1001):
+        script.says(number, joining(blob=digest(number)))
+    looked_at, pending = 0, module.Swarm.pending
+
+    def counted(swarm: module.Swarm) -> int:
+        nonlocal looked_at
+        looked_at += 1
+        return pending.fget(swarm)  # type: ignore[attr-defined, no-any-return]
+
+    monkeypatch.setattr(module.Swarm, "pending", property(counted))
+    for index in range(4):
+        script.says(1, done(index, blob=digest(1)))
+    script.tick(1.0)
+    assert 0 < looked_at < 50
+
+
+# ----------------------------------------------------------- whatever is said
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), messages(), st.floats(0, 5)), max_size=30))
+@settings(max_examples=60)
+def test_whatever_agents_say_only_their_connection_may_end(script: list[tuple[int, Message, float]]) -> None:
+    """Everything else would end the scheduler. Blobs are few, so that the messages meet."""
+    run = Script(1, 2, 3)
+    for number, message, pause_s in script:
+        run.now += pause_s
+        if hasattr(message, "blob"):
+            fields = {name: getattr(message, name) for name in message.__slots__}
+            message = type(message)(**{**fields, "blob": digest(int(message.blob[-1], 16) % 3)})
+        try:
+            run.says(number, message)
+        except RemoteProtocolError:
+            run.gone(number)
+            run.state.connected(address(number))
+        run.tick(run.now)
+        check(run.state)
+
+
+def check(state: SchedulerState) -> None:
+    """The invariants."""
+    out = 0
+    for swarm in state.swarms.values():
+        assert swarm.leased_bits == chunk_set(swarm.leases)
+        assert not swarm.leased_bits & ~swarm.full
+        assert len(swarm.members)
+        assert all(peer in swarm.members for peer, _ in swarm.leases.values())
+        assert not swarm.pending or swarm.blob in state._registries[swarm.registry].rest
+        assert not swarm.pending & 1 or swarm.blob in state._registries[swarm.registry].first
+        out += len(swarm.leases)
+    assert out == sum(len(registry.leases) for registry in state._registries.values())
+    assert out == sum(member.leases for member in state.members.values())
+    assert all(len(registry.leases) <= LEASES for registry in state._registries.values())
+    for number, member in state.members.items():
+        assert all(number in state.swarms[blob].members for blob in member.swarms)
+        assert all(number in state._holders[blob] for blob in member.stored)

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tags are asked of the origin once for all."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pdist.core.wire import Ask, Message, Resolve, Resolved
+from p2pdist.errors import RemoteProtocolError
+from scheduler import tags as module
+from scheduler.tags import ASK_S, MAX_QUESTIONS, Tags
+from tests.strategies import digest, peer
+
+A, B, C = peer(1), peer(2), peer(3)
+TTL_S = 5.0
+
+
+def resolve(number: int, tag: str = "latest") -> Resolve:
+    return Resolve(number, "docker.io", "library/debian", tag)
+
+
+def answer(number: int, found: str = digest(1)) -> Resolved:
+    return Resolved(number, found, "m" if found else "", 100 if found else 0)
+
+
+def test_one_is_asked_and_the_others_wait_for_its_answer() -> None:
+    tags = Tags(TTL_S)
+    assert tags.resolve(A, resolve(7), 0.0) == [(A, Ask(7))]
+    assert tags.resolve(B, resolve(1), 0.1) == []
+    assert tags.resolve(C, resolve(1), 0.1) == []
+    assert tags.resolved(A, answer(7), 1.0) == [(B, answer(1)), (C, answer(1))]
+
+
+def test_an_answer_holds_for_a_short_time() -> None:
+    tags = Tags(TTL_S)
+    tags.resolve(A, resolve(1), 0.0)
+    tags.resolved(A, answer(1), 1.0)
+    assert tags.resolve(B, resolve(1), 5.9) == [(B, answer(1))]
+    assert tags.tick(5.9) == []
+    assert tags.resolve(B, resolve(2), 6.0) == [(B, Ask(2))]
+
+
+def test_an_old_answer_is_forgotten() -> None:
+    tags = Tags(TTL_S)
+    tags.resolve(A, resolve(1), 0.0)
+    tags.resolved(A, answer(1), 1.0)
+    assert tags.tick(6.0) == []
+    assert not tags._tags
+
+
+def test_an_empty_answer_goes_to_all_and_is_not_kept() -> None:
+    tags = Tags(TTL_S)
+    tags.resolve(A, resolve(1), 0.0)
+    tags.resolve(B, resolve(1), 0.0)
+    assert tags.resolved(A, answer(1, ""), 1.0) == [(B, answer(1, ""))]
+    assert tags.resolve(C, resolve(1), 1.0) == [(C, Ask(1))]
+
+
+def test_after_one_who_is_late_the_next_is_asked() -> None:
+    tags = Tags(TTL_S)
+    tags.resolve(A, resolve(1), 0.0)
+    tags.resolve(B, resolve(2), 0.0)
+    assert tags.tick(ASK_S - 0.1) == []
+    assert tags.tick(ASK_S) == [(B, Ask(2))]
+    # The late answer is nobody's any more.
+    assert tags.resolved(A, answer(1), ASK_S + 0.1) == []
+    assert tags.tick(2 * ASK_S) == []
+    assert not tags._tags
+    assert not tags._questions
+
+
+def test_after_one_who_is_gone_the_next_is_asked() -> None:
+    tags = Tags(TTL_S)
+    tags.resolve(A, resolve(1), 0.0)
+    tags.resolve(A, resolve(2), 0.0)
+    tags.resolve(B, resolve(3), 0.0)
+    tags.resolve(C, resolve(4), 0.0)
+    assert tags.gone(A, 1.0) == [(B, Ask(3))]
+    assert tags.gone(C, 1.0) == []
+    assert tags.gone(B, 1.0) == []
+    assert not tags._tags
+    assert tags.gone(B, 1.0) == []
+
+
+def test_only_who_was_asked_may_answer() -> None:
+    tags = Tags(TTL_S)
+    tags.resolve(A, resolve(1), 0.0)
+    tags.resolve(B, resolve(2), 0.0)
+    assert tags.resolved(B, answer(2, digest(9)), 1.0) == []
+    assert tags.resolved(C, answer(1, digest(9)), 1.0) == []
+    assert tags.resolved(A, answer(9, digest(9)), 1.0) == []
+    assert tags.resolved(A, answer(1), 1.0) == [(B, answer(2))]
+
+
+def test_tags_do_not_mix() -> None:
+    tags = Tags(TTL_S)
+    assert tags.resolve(A, resolve(1, "a"), 0.0) == [(A, Ask(1))]
+    assert tags.resolve(A, resolve(2, "b"), 0.0) == [(A, Ask(2))]
+    tags.resolve(B, resolve(1, "b"), 0.0)
+    assert tags.resolved(A, answer(1), 0.0) == []
+    assert tags.resolved(A, answer(2), 0.0) == [(B, answer(1))]
+
+
+def test_a_number_that_is_open_cannot_be_used_again_but_one_that_is_answered_can() -> None:
+    tags = Tags(TTL_S)
+    tags.resolve(A, resolve(1), 0.0)
+    with pytest.raises(RemoteProtocolError, match="asked twice"):
+        tags.resolve(A, resolve(1, "other"), 0.0)
+    tags.resolved(A, answer(1), 0.0)
+    assert tags.resolve(A, resolve(1, "other"), 0.0) == [(A, Ask(1))]
+
+
+def test_an_agent_with_too_many_questions_asks_the_origin_itself() -> None:
+    tags = Tags(TTL_S)
+    for number in range(MAX_QUESTIONS):
+        tags.resolve(A, resolve(number), 0.0)
+    assert tags.resolve(A, resolve(MAX_QUESTIONS), 0.0) == [(A, answer(MAX_QUESTIONS, ""))]
+    assert tags.resolve(B, resolve(1), 0.0) == []
+
+
+def test_more_tags_than_there_is_room_for_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_TAGS", 2)
+    tags = Tags(TTL_S)
+    for number in range(2):
+        tags.resolve(A, resolve(number, f"v{number}"), 0.0)
+    assert tags.resolve(A, resolve(2, "v2"), 0.0) == [(A, answer(2, ""))]
+    assert tags.resolve(B, resolve(0, "v1"), 0.0) == []
+
+
+steps = st.tuples(
+    st.sampled_from(["resolve", "resolved", "empty", "gone", "tick"]),
+    st.sampled_from([A, B, C]),
+    st.integers(0, 3),
+    st.sampled_from(["a", "b"]),
+)
+
+
+@given(st.lists(steps, max_size=40))
+def test_each_question_is_answered_once_or_asked_and_nothing_is_left(script: list[tuple[str, str, int, str]]) -> None:
+    tags, now, out = Tags(TTL_S), 0.0, list[tuple[str, Message]]()
+    open_: dict[tuple[str, int], str] = {}
+    asked: dict[tuple[str, int], None] = {}
+    for what, who, number, tag in script:
+        now += 1.0
+        match what:
+            case "resolve":
+                if (who, number) in open_ or (who, number) in asked:
+                    with pytest.raises(RemoteProtocolError):
+                        tags.resolve(who, resolve(number, tag), now)  # type: ignore[arg-type]
+                    continue
+                open_[who, number] = tag
+                out = tags.resolve(who, resolve(number, tag), now)  # type: ignore[arg-type,assignment]
+            case "resolved" | "empty":
+                out = tags.resolved(who, answer(number, digest(1) if what == "resolved" else ""), now)  # type: ignore[arg-type,assignment]
+                asked.pop((who, number), None)
+            case "gone":
+                open_ = {key: tag for key, tag in open_.items() if key[0] != who}
+                asked = {key: None for key in asked if key[0] != who}
+                out = tags.gone(who, now)  # type: ignore[arg-type,assignment]
+            case _:
+                now += ASK_S
+                out = tags.tick(now)  # type: ignore[assignment]
+                asked.clear()
+        for to, message in out:
+            assert isinstance(message, Ask | Resolved)
+            del open_[to, message.number]
+            if isinstance(message, Ask):
+                asked[to, message.number] = None
+    for who in (A, B, C):
+        tags.gone(who, now)
+    tags.tick(now + TTL_S + ASK_S)
+    assert not tags._tags
+    assert not tags._questions
