@@ -253,7 +253,6 @@ class PullMachine:
             return not here and self._passes(progress, event, event.source)
         if not here:
             progress.vouchers.settle(event.index, event.checksum)
-            progress.senders.pop(event.index, None)
         elif progress.checking:
             return False
         else:

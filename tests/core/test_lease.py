@@ -229,10 +229,10 @@ def fetched_with(script: Script) -> list[int]:
 
 
 def test_an_agent_stays_within_reach_of_what_the_swarm_has() -> None:
-    assert [index for index in range(16) if owner(index, 11)] == [1, 2, 3, 5, 6, 11, 14]
+    assert [index for index in range(12) if owner(index, 9)] == [3, 5, 6, 9, 10, 11]
     assert REACH_PER_MEMBER * 2 == 4
-    # Chunks 0, 4, 7 and 8 are the other's: 11 is out of reach.
-    assert fetched_with(shared_with(11, 32)) == [1, 2, 3, 5, 6]
+    # With 0, 1, 2 and 4, which are the other's, four are open before 5.
+    assert fetched_with(shared_with(9, 32)) == [3]
 
 
 def test_the_next_in_rank_steps_in_for_a_member_that_does_nothing() -> None:

@@ -31,6 +31,7 @@ def test_one_is_asked_and_the_others_wait_for_its_answer() -> None:
     assert tags.resolve(B, resolve(1), 0.1) == []
     assert tags.resolve(C, resolve(1), 0.1) == []
     assert tags.resolved(A, answer(7), 1.0) == [(B, answer(1)), (C, answer(1))]
+    assert not tags._questions
 
 
 def test_an_answer_holds_for_a_short_time() -> None:
