@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
+from p2pdist.core.chunkmap import MAX_BLOB_BYTES
 from p2pdist.core.types import Descriptor, Digest, Repository, parse_digest
 from p2pdist.errors import InvalidInput
 
@@ -43,7 +44,6 @@ MANIFEST_TYPES = (OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST)
 _IMAGE_CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
 _DESCRIPTORS_MAX = 4096
 _URLS_MAX = 16
-_SIZE_MAX = 2**63
 _NAME_CHARACTERS_MAX = 255
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
@@ -340,7 +340,7 @@ def _descriptor(entry: object, what: str) -> Descriptor:
     if not isinstance(digest, str):
         raise InvalidInput(f"{what} without a digest")
     parsed: Digest = parse_digest(digest)
-    if type(size) is not int or not 0 <= size < _SIZE_MAX:
+    if type(size) is not int or not 0 <= size <= MAX_BLOB_BYTES:
         raise InvalidInput(f"{what} {parsed} without a usable size")
     if not isinstance(urls, list) or len(urls) > _URLS_MAX or not all(isinstance(url, str) for url in urls):
         raise InvalidInput(f"{what} {parsed} with unusable urls")

@@ -179,7 +179,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "size true": (image(layers=[descriptor(size=True)]), ""),
     "size a float": (image(layers=[descriptor(size=1.0)]), ""),
     "size a text": (image(layers=[descriptor(size="1")]), ""),
-    "size beyond 63 bits": (image(layers=[descriptor(size=2**63)]), ""),
+    "size beyond 256 GiB": (image(layers=[descriptor(size=256 * 1024**3 + 1)]), ""),
     "media type with a line break": (image(layers=[descriptor(media_type="a/b\r\nX: y")]), ""),
     "media type a list": (image(layers=[descriptor(media_type=[])]), ""),
     "urls a text": (image(layers=[descriptor(urls="https://x")]), ""),
