@@ -4,7 +4,8 @@
 The blob's SHA-256 is the only authority. The xxh3-128 of a chunk finds corruption early: the
 expected value comes from the one that fetched the chunk from the origin (by way of the scheduler,
 or directly where it is the chunk's lease holder), or from two peers that agree; never from the peer
-that serves the bytes alone. A chunk that only its sender vouches for is kept but not offered on.
+that serves the bytes alone. A chunk that only its sender vouches for is kept but not offered on;
+what an earlier run kept, checked again, counts as our own word.
 """
 
 from __future__ import annotations
