@@ -103,26 +103,26 @@ class Agent:
         self.metrics = CollectorRegistry()
         self.mirror_metrics = MirrorMetrics(self.metrics)
         self.mdns_state = "off"
-        self._peer_port = 0
+        self.mirror_at, self.peers_at, self.admin_at = config.mirror_listen, config.peer_listen, config.admin_listen
+        """Where it listens; while it runs, with the port that the system gave for a 0."""
         self._rng = rng
         self._token: trio.lowlevel.TrioToken | None = None
 
-    async def run(self) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen, serve, and stop in order; the data directory is free again afterwards."""
         self._token = trio.lowlevel.current_trio_token()
         try:
             async with AsyncExitStack() as stack:
-                await self._run(stack)
+                await self._run(stack, task_status)
         finally:
             self.store.close()
         log.info("agent stopped")
 
-    async def _run(self, stack: AsyncExitStack) -> None:
+    async def _run(self, stack: AsyncExitStack, task_status: trio.TaskStatus[None]) -> None:
         config = self.config
-        mirrors, peers, admins = [
-            await _listen(stack, address) for address in (config.mirror_listen, config.peer_listen, config.admin_listen)
-        ]
-        self._peer_port = peers[0].socket.getsockname()[1]
+        mirrors, self.mirror_at = await _listen(stack, config.mirror_listen)
+        peers, self.peers_at = await _listen(stack, config.peer_listen)
+        admins, self.admin_at = await _listen(stack, config.admin_listen)
         origin = self._origin()
         stack.push_async_callback(_close_in_time, origin)
         async with trio.open_nursery() as nursery:
@@ -144,14 +144,15 @@ class Agent:
             nursery.start_soon(admin.serve, admins)
             log.info(
                 "agent listens",
-                mirror=str(config.mirror_listen),
-                peers=str(config.peer_listen),
-                admin=str(config.admin_listen),
+                mirror=str(self.mirror_at),
+                peers=str(self.peers_at),
+                admin=str(self.admin_at),
                 peer_id=self.peer_id,
             )
             log.info("no cluster identity: peers are not authenticated, and only public content is shared")
             async with trio.open_nursery() as serving:
-                serving.start_soon(self._stop_on_signal, mirror, serving.cancel_scope)
+                await serving.start(self._stop_on_signal, mirror)
+                task_status.started()
                 await mirror.serve(mirrors)
                 serving.cancel_scope.cancel()
             await self._leave()
@@ -199,8 +200,11 @@ class Agent:
 
     # --------------------------------------------------------------- running
 
-    async def _stop_on_signal(self, mirror: HttpServer, scope: trio.CancelScope) -> None:
+    async def _stop_on_signal(
+        self, mirror: HttpServer, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
             async for number in signals:
                 log.info("agent stops", signal=signal.Signals(number).name, grace_s=self.config.shutdown_grace_s)
                 mirror.stop(self.config.shutdown_grace_s)
@@ -228,11 +232,11 @@ class Agent:
         """Return where peers should dial; an empty host leaves it to whoever sees our connection's source."""
         text, listened = self.config.advertise, self.config.peer_listen.host
         if text is None:
-            return Address("" if listened in WILDCARDS else listened, self._peer_port)
+            return Address("" if listened in WILDCARDS else listened, self.peers_at.port)
         try:
             return Address.parse(text)
         except ValueError:
-            return Address(text.strip("[]"), self._peer_port)
+            return Address(text.strip("[]"), self.peers_at.port)
 
     def _hello(self) -> Hello:
         advertised = self._advertised()
@@ -285,7 +289,7 @@ class Agent:
             "cluster": self.config.cluster,
             "site": self.config.site,
             "rack": self.config.rack,
-            "mirror": str(self.config.mirror_listen),
+            "mirror": str(self.mirror_at),
             "mdns": self.mdns_state,
             "peers": [self._peer_status(peer_id) for peer_id in self.exchange.links],
             "scheduler": {
@@ -334,11 +338,12 @@ class Agent:
         }
 
 
-async def _listen(stack: AsyncExitStack, address: Address) -> list[trio.SocketListener]:
+async def _listen(stack: AsyncExitStack, address: Address) -> tuple[list[trio.SocketListener], Address]:
+    """Return the listeners, which the stack closes, and the address with the port that it came to."""
     listeners = await open_listeners(address.host, address.port)
     for listener in listeners:
         stack.push_async_callback(trio.aclose_forcefully, listener)
-    return listeners
+    return listeners, Address(address.host, listeners[0].socket.getsockname()[1])
 
 
 async def _close_in_time(origin: OriginClient) -> None:

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One whole agent in this process: how it comes up, what it shows, how it stops, and what outlives it."""
+
+from __future__ import annotations
+
+import random
+import signal
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from p2pdist.agent import Agent
+from p2pdist.config import Address, AgentConfig, RegistryConfig
+from p2pdist.core.chunkmap import MIN_CHUNK_BYTES
+from p2pdist.core.types import Repository
+from p2pdist.core.wire import PeerAddress
+from p2pdist.errors import ConfigError, StoreError
+from tests.fake_registry import FakeRegistry, Fault, digest_of
+from tests.http_client import Client
+from tests.nodes import eventually, no_descriptor_left
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from trio.testing import MockClock
+
+ANY_PORT = Address("127.0.0.1", 0)
+LAYER = random.Random(13).randbytes(6 * MIN_CHUNK_BYTES)
+IMAGE = "/v2/reg.test/lab/image"
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[FakeRegistry]:
+    async with FakeRegistry().running() as registry:
+        registry.add_image("lab/image", "v1", [LAYER])
+        yield registry
+
+
+def config_of(data_dir: Path, registry: FakeRegistry | None = None, **settings: Any) -> AgentConfig:  # noqa: ANN401
+    url = registry.url if registry is not None else "http://127.0.0.1:1"
+    config = AgentConfig(
+        mirror_listen=ANY_PORT,
+        peer_listen=ANY_PORT,
+        admin_listen=ANY_PORT,
+        mdns=False,
+        data_dir=data_dir,
+        registries={"reg.test": RegistryConfig(url)},
+        store_min_free=0,
+    )
+    return replace(config, **settings)
+
+
+@asynccontextmanager
+async def running(config: AgentConfig) -> AsyncIterator[Agent]:
+    """Run an agent; it is cancelled in the end, as when its process is ended in a hurry."""
+    agent = Agent(config)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(agent.run)
+        yield agent
+        nursery.cancel_scope.cancel()
+
+
+async def get(address: Address, target: str) -> Any:  # noqa: ANN401
+    client = await Client.connect(address.port)
+    try:
+        return await client.get(target)
+    finally:
+        await client.stream.aclose()
+
+
+# ------------------------------------------------------------------- coming up
+
+
+async def test_an_agent_serves_the_mirror_and_shows_its_state(tmp_path: Path, registry: FakeRegistry) -> None:
+    async with running(config_of(tmp_path, registry)) as agent:
+        assert (await get(agent.mirror_at, "/v2/")).status == 200
+        manifest = await get(agent.mirror_at, f"{IMAGE}/manifests/v1")
+        assert manifest.body == registry.manifests["lab/image", "v1"][1]
+        blob = await get(agent.mirror_at, f"{IMAGE}/blobs/{digest_of(LAYER)}")
+        assert blob.body == LAYER
+        await eventually(lambda: not agent.puller.arrivals and agent.images.pulled == 1)
+        ready = await get(agent.admin_at, "/readyz")
+        assert (ready.status, ready.json["ready"]) == (200, True)
+        assert ready.json["parts"] == {"mirror": "ok", "scheduler": "not configured", "mdns": "off", "peers": 0}
+        status = (await get(agent.admin_at, "/status")).json
+        assert status["mirror"] == str(agent.mirror_at)
+        assert (status["peers"], status["pulls"], status["images_pulled"]) == ([], [], 1)
+        assert status["bytes"]["from_origin"] == len(LAYER) + 2
+        assert status["bytes"]["to_runtime"] >= len(LAYER) + len(manifest.body)
+        assert status["store"]["blobs"] == 3
+        metrics = (await get(agent.admin_at, "/metrics")).body.decode()
+        assert "p2pdist_images_pulled_total 1.0" in metrics
+
+
+async def test_the_status_holds_all_that_it_promises(tmp_path: Path, registry: FakeRegistry) -> None:
+    config = config_of(tmp_path, registry, scheduler=(Address("127.0.0.1", 1),), site="s", rack="r", cluster="c")
+    registry.script(f"GET /v2/lab/image/blobs/{digest_of(LAYER)}", Fault(stall_after=0))
+    async with running(config) as agent, running(config_of(tmp_path / "other", cluster="c")) as other:
+        await get(agent.mirror_at, f"{IMAGE}/manifests/v1")
+        other.neighbourhood.learn(address_of(agent), "mdns")
+        await eventually(lambda: bool(agent.exchange.links and other.exchange.links))
+        await eventually(lambda: (arrival := agent.puller.arrivals.get(digest_of(LAYER))) and arrival.chunks)
+        status = (await get(agent.admin_at, "/status")).json
+        assert set(status) == {
+            *("version", "peer_id", "uptime_s", "cluster", "site", "rack", "mirror", "mdns", "peers", "scheduler"),
+            *("store", "pulls", "bytes", "images_pulled", "control_bytes"),
+        }
+        assert status["scheduler"] == {"configured": ["127.0.0.1:1"], "connected": False, "address": None}
+        (peer,) = status["peers"]
+        assert peer["peer_id"] == other.peer_id
+        assert peer["source"] == "inbound"
+        (pull,) = [pull for pull in status["pulls"] if pull["digest"] == digest_of(LAYER)]
+        assert pull["image"] == "reg.test/lab/image"
+        assert 0 <= pull["have_bytes"] <= pull["size_bytes"] == len(LAYER)
+
+
+def address_of(agent: Agent) -> PeerAddress:
+    return PeerAddress(agent.peer_id, "127.0.0.1", agent.peers_at.port)
+
+
+async def test_a_second_agent_on_the_directory_refuses_and_the_first_goes_on(
+    tmp_path: Path, registry: FakeRegistry
+) -> None:
+    async with running(config_of(tmp_path, registry)) as agent:
+        with pytest.raises(StoreError, match=str(tmp_path)):
+            Agent(config_of(tmp_path, registry))
+        assert (await get(agent.mirror_at, f"{IMAGE}/manifests/v1")).status == 200
+
+
+@pytest.mark.parametrize("which", ["mirror_listen", "peer_listen", "admin_listen"])
+async def test_a_port_in_use_is_named_and_nothing_stays_open(tmp_path: Path, which: str) -> None:
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    taken = Address("127.0.0.1", listener.socket.getsockname()[1])
+    async with listener:
+        with no_descriptor_left(), pytest.raises(ConfigError, match=f"{taken}.*choose another"):
+            await Agent(config_of(tmp_path, **{which: taken})).run()
+        async with running(config_of(tmp_path)) as agent:
+            assert (await get(agent.mirror_at, "/v2/")).status == 200
+
+
+def test_a_data_directory_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"data_dir: .*choose another directory"):
+        Agent(config_of(tmp_path / "file" / "below"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "host", "port"),
+    [
+        pytest.param({}, "127.0.0.1", None, id="one address"),
+        pytest.param({"peer_listen": Address("0.0.0.0", 0)}, "", None, id="all addresses"),
+        pytest.param({"advertise": "node7.lan:7000"}, "node7.lan", 7000, id="host and port"),
+        pytest.param({"advertise": "node7.lan"}, "node7.lan", None, id="host"),
+        pytest.param({"advertise": "[fd00::7]"}, "fd00::7", None, id="IPv6"),
+        pytest.param({"advertise": "fd00::7"}, "fd00::7", None, id="IPv6 without brackets"),
+    ],
+)
+async def test_what_others_should_dial(tmp_path: Path, settings: dict[str, Any], host: str, port: int | None) -> None:
+    async with running(config_of(tmp_path, **settings)) as agent:
+        hello = agent._hello()
+        assert (hello.host, hello.port) == (host, port or agent.peers_at.port)
+
+
+# ---------------------------------------------------------------------- sharing
+
+
+async def test_two_agents_share_what_one_has(tmp_path: Path, registry: FakeRegistry, quick_clock: MockClock) -> None:
+    async with (
+        running(config_of(tmp_path / "a", registry)) as first,
+        running(config_of(tmp_path / "b", registry)) as second,
+    ):
+        digest = (await get(first.mirror_at, f"{IMAGE}/manifests/v1")).headers["docker-content-digest"]
+        await eventually(lambda: first.images.pulled == 1)
+        second.neighbourhood.learn(address_of(first), "mdns")
+        await eventually(lambda: bool(second.exchange.links))
+        await trio.sleep(1)
+        requests = len(registry.requests)
+        assert (await get(second.mirror_at, f"{IMAGE}/manifests/{digest}")).status == 200
+        assert (await get(second.mirror_at, f"{IMAGE}/blobs/{digest_of(LAYER)}")).body == LAYER
+        assert len(registry.requests) == requests
+        assert second.status()["bytes"]["from_peers"] >= len(LAYER)
+
+
+async def test_with_credentials_only_what_was_read_without_them_is_shared(
+    tmp_path: Path, registry: FakeRegistry
+) -> None:
+    docker_config = tmp_path / "config.json"
+    docker_config.write_text("{}")
+    repository = Repository("reg.test", "lab/image")
+    async with running(config_of(tmp_path / "a", registry, docker_config=docker_config)) as agent:
+        assert not agent.puller.may_share(repository)
+        await get(agent.mirror_at, f"{IMAGE}/manifests/v1")
+        assert agent.puller.may_share(repository)
+    async with running(config_of(tmp_path / "b", registry)) as agent:
+        assert agent.puller.may_share(repository)
+
+
+async def test_an_evicted_blob_is_offered_no_more(
+    tmp_path: Path, registry: FakeRegistry, quick_clock: MockClock
+) -> None:
+    other = registry.add_blob(LAYER[::-1])
+    config = config_of(tmp_path, registry, store_max=len(LAYER) + 100_000)
+    async with running(config) as agent:
+        first = digest_of(LAYER)
+        await get(agent.mirror_at, f"{IMAGE}/blobs/{first}")
+        await eventually(lambda: agent.store.contains(first) and not agent.puller.arrivals)
+        assert first in agent.machine.blobs
+        await get(agent.mirror_at, f"{IMAGE}/blobs/{other}")
+        await eventually(lambda: first not in agent.machine.blobs)
+        assert not agent.store.contains(first)
+        agent._forget_evicted(other)
+        assert other in agent.machine.blobs
+
+
+# --------------------------------------------------------------------- stopping
+
+
+async def test_a_signal_lets_a_running_response_end(tmp_path: Path, registry: FakeRegistry) -> None:
+    agent = Agent(config_of(tmp_path, registry))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(agent.run)
+        idle = await Client.connect(agent.mirror_at.port)
+        assert (await idle.get("/v2/")).status == 200
+        await get(agent.mirror_at, f"{IMAGE}/blobs/{digest_of(LAYER)}")
+        busy = await Client.connect(agent.mirror_at.port)
+        large = registry.add_blob(random.Random(14).randbytes(24 << 20))
+        await busy.send(f"GET {IMAGE}/blobs/{large} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        answer, reading = await busy.start()
+        signal.raise_signal(signal.SIGTERM)
+        assert await idle.ends() == b""
+        with pytest.raises(OSError, match="attempts to connect"):
+            await Client.connect(agent.mirror_at.port)
+        body = await busy.rest(reading)
+        assert (answer.status, digest_of(body)) == (200, large)
+        await idle.stream.aclose()
+        await busy.stream.aclose()
+    Agent(config_of(tmp_path, registry)).store.close()
+
+
+async def test_a_response_that_does_not_end_is_cut_after_the_grace(
+    tmp_path: Path, registry: FakeRegistry, quick_clock: MockClock
+) -> None:
+    registry.every = Fault(stall_after=100_000)
+    agent = Agent(config_of(tmp_path, registry, shutdown_grace_s=5.0))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(agent.run)
+        client = await Client.connect(agent.mirror_at.port)
+        await client.send(f"GET {IMAGE}/blobs/{digest_of(LAYER)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await eventually(lambda: bool(agent.puller.arrivals))
+        signal.raise_signal(signal.SIGTERM)
+        began = trio.current_time()
+        await client.ends()
+        await client.stream.aclose()
+    assert trio.current_time() - began <= 15
+
+
+async def test_an_agent_that_is_stopped_leaves_nothing_open(
+    tmp_path: Path, registry: FakeRegistry, quick_clock: MockClock
+) -> None:
+    await trio.to_thread.run_sync(lambda: None)
+    with no_descriptor_left():
+        registry.script("GET /v2/lab/image/blobs/", Fault(stall_after=1000))
+        async with running(config_of(tmp_path, registry)) as agent:
+            await get(agent.mirror_at, f"{IMAGE}/manifests/v1")
+            await eventually(lambda: bool(agent.puller.arrivals))
+        await registry.wait_connections(0)
+
+
+# ---------------------------------------------------------------- what outlives it
+
+
+async def test_the_identity_survives_a_restart(tmp_path: Path) -> None:
+    async with running(config_of(tmp_path)) as agent:
+        first = agent.peer_id
+    async with running(config_of(tmp_path)) as agent:
+        assert agent.peer_id == first
+    (tmp_path / "peer_id").write_text("nonsense\n")
+    async with running(config_of(tmp_path)) as agent:
+        drawn = agent.peer_id
+    assert drawn != first
+    async with running(config_of(tmp_path)) as agent:
+        assert agent.peer_id == drawn
+
+
+async def test_a_restart_goes_on_where_the_last_run_stopped(
+    tmp_path: Path, registry: FakeRegistry, quick_clock: MockClock
+) -> None:
+    large = random.Random(15).randbytes(16 * MIN_CHUNK_BYTES)
+    digest = registry.add_blob(large)
+    registry.script(f"GET /v2/lab/image/blobs/{digest}", *[Fault()] * 6, *[Fault(stall_after=0)] * 20)
+    async with running(config_of(tmp_path, registry)) as agent, trio.open_nursery() as nursery:
+        nursery.start_soon(get, agent.mirror_at, f"{IMAGE}/blobs/{digest}")
+        await registry.wait_stalled()
+        await eventually(lambda: agent.machine.counters.from_origin >= 4 * MIN_CHUNK_BYTES)
+        here = agent.machine.counters.from_origin
+        nursery.cancel_scope.cancel()
+    registry._scripts.clear()
+    async with running(config_of(tmp_path, registry)) as agent:
+        assert (await get(agent.mirror_at, f"{IMAGE}/blobs/{digest}")).body == large
+        assert agent.machine.counters.from_origin == len(large) - here
