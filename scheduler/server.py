@@ -20,6 +20,7 @@ import hypercorn.trio
 import structlog
 import trio
 
+from p2pdist.config import Address
 from p2pdist.core.types import PeerId
 from p2pdist.core.wire import VERSION, ChunkSpan, Decoder, Hello, Message, PeerAddress, encode
 from p2pdist.errors import ConfigError, RemoteProtocolError
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from hypercorn.typing import ASGIFramework
 
-    from p2pdist.config import Address
     from scheduler.config import SchedulerConfig
 
 log = structlog.get_logger("scheduler")
@@ -86,11 +86,13 @@ class SchedulerServer:
         self.state = SchedulerState(
             random.Random(), degree=config.degree, tag_ttl_s=config.tag_ttl_s, started=trio.current_time()
         )
+        self.agents_at, self.api_at = config.listen, config.api_listen
+        """Where it listens; while it runs, with the port that the system gave for a 0."""
         self._connections: dict[PeerId, AgentConnection] = {}
         self._greeting = 0
 
-    async def run(self) -> None:
-        """Listen and serve.
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen and serve until SIGTERM or SIGINT.
 
         Raises:
             ConfigError: an address cannot be listened on.
@@ -98,20 +100,23 @@ class SchedulerServer:
         agents = await _listen(self.config.listen, "listen")
         try:
             # Bound here, so that a port in use is one clear line; hypercorn takes over the descriptors.
-            api = [listener.socket.detach() for listener in await _listen(self.config.api_listen, "api_listen")]
+            apis = await _listen(self.config.api_listen, "api_listen")
         except BaseException:
             for listener in agents:
                 listener.socket.close()
             raise
+        self.agents_at = _bound(self.config.listen, agents)
+        self.api_at = _bound(self.config.api_listen, apis)
         settings = hypercorn.config.Config()
-        settings.bind = [f"fd://{descriptor}" for descriptor in api]
+        settings.bind = [f"fd://{listener.socket.detach()}" for listener in apis]
         settings.graceful_timeout = self.config.shutdown_grace_s
         settings.loglevel = "WARNING"
         stop = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._stop_on_signal, stop)
-            nursery.start_soon(self.serve_agents, agents)
-            log.info("scheduler listens", agents=str(self.config.listen), api=str(self.config.api_listen))
+            await nursery.start(self._stop_on_signal, stop)
+            await nursery.start(self.serve_agents, agents)
+            log.info("scheduler listens", agents=str(self.agents_at), api=str(self.api_at))
+            task_status.started()
             await hypercorn.trio.serve(cast("ASGIFramework", make_api(self)), settings, shutdown_trigger=stop.wait)
             nursery.cancel_scope.cancel()
 
@@ -124,8 +129,11 @@ class SchedulerServer:
             await nursery.start(trio.serve_listeners, self._serve, listeners)
             task_status.started()
 
-    async def _stop_on_signal(self, stop: trio.Event) -> None:
+    async def _stop_on_signal(
+        self, stop: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
             async for number in signals:
                 log.info("scheduler stops", signal=signal.Signals(number).name)
                 stop.set()
@@ -252,3 +260,8 @@ async def _listen(address: Address, key: str) -> list[trio.SocketListener]:
     except OSError as error:
         what = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror or error}"
         raise ConfigError(f"{key}: {address} {what}; choose another address or stop what holds it") from error
+
+
+def _bound(address: Address, listeners: list[trio.SocketListener]) -> Address:
+    """Return the address with the port that it came to."""
+    return Address(address.host, listeners[0].socket.getsockname()[1])
