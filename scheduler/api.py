@@ -64,8 +64,10 @@ def make_api(server: SchedulerServer) -> Starlette:
 
     routes = [Route("/livez", live), Route("/readyz", live), Route("/metrics", metrics), Route("/status", status)]
     # A browser that is lured here by DNS rebinding sends another name.
-    hosts = ["localhost", "127.0.0.1", "[::1]", server.config.api_listen.host]
-    allowed = ["*"] if server.config.api_listen.host in ("0.0.0.0", "::") else hosts
+    host = server.config.api_listen.host
+    allowed = ["localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host]
+    if host in ("0.0.0.0", "::"):
+        allowed = ["*"]
     return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=allowed)])
 
 
