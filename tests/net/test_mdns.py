@@ -119,6 +119,7 @@ async def test_a_cancelled_discovery_leaves_no_thread(multicast: None) -> None:
             assert zeroconf_threads()
             await trio.sleep_forever()
     assert scope.cancelled_caught
+    await trio.to_thread.run_sync(wait_for_threads)
     assert not zeroconf_threads()
 
 
