@@ -373,7 +373,7 @@ async def test_a_blob_that_cannot_be_kept_still_reaches_those_who_read_it(
 
 
 async def test_a_blob_that_is_being_read_is_not_evicted(origin: FakeOrigin, quick_clock: MockClock) -> None:
-    store = MemoryStore(max_bytes=2 * len(BLOB))
+    store = MemoryStore(max_bytes=3 * len(BLOB))
     node = Node(1, origin, store)
     first = origin.add_blob(BLOB)
     async with running(node):
