@@ -120,27 +120,6 @@ def node(image_mib: int, runs: int, json_file: Path | None) -> None:
     _run(partial(measure, image_mib, runs, json_file, _console()))
 
 
-@bench.command()
-@click.option("--agents", type=click.IntRange(1, 19_000), default=5000, show_default=True, help="Simulated agents.")
-@click.option("--image-mib", type=_MIB, default=256, show_default=True, help="Size of the image, MiB.")
-@click.option("--layers", type=click.IntRange(1, 127), default=5, show_default=True, help="Its layers, of equal size.")
-@click.option("--spread-s", type=click.FloatRange(0), default=10.0, show_default=True, help="Spread of the starts, s.")
-@click.option("--origin-mbit", type=_MBIT, default=200.0, show_default=True, help="The modelled registry, Mbit/s.")
-@click.option("--link-mbit", type=_MBIT, default=1000.0, show_default=True, help="Each modelled link, Mbit/s.")
-@click.option("--runs", type=click.IntRange(1, 100), default=1, show_default=True, help="Runs, each of its own seed.")
-@click.option("--json", "json_file", type=_FILE, help="Write one JSON object per run and line.")
-def scheduler(json_file: Path | None, runs: int, image_mib: int, **shape: float) -> None:
-    """Measure one scheduler process under agents that all start the same image; they move no chunks, only words.
-
-    A run is void where the simulated agents or other programs needed the CPU that was to be measured.
-    """
-    from bench.scheduler_load import measure
-    from bench.scheduler_model import Plan
-
-    plans = [Plan(image_bytes=image_mib << 20, seed=seed, **shape) for seed in range(1, runs + 1)]  # type: ignore[arg-type]
-    sys.exit(0 if _run(partial(measure, plans, json_file, _console())) else 1)
-
-
 def _run(main: Callable[[], Awaitable[T]]) -> T:
     """Run to the end or to a signal; show the log that explains a failure before the command names it."""
     from bench import interrupt
