@@ -54,6 +54,8 @@ class Arrival:
     from_origin: int = 0
     origin_chunks: set[int] = field(default_factory=set)
     """Chunks read from the origin in this run: beyond suspicion when the SHA-256 is wrong."""
+    suspects: int = 0
+    """Chunks of which one or more made the SHA-256 wrong, not read again yet: nobody is given them."""
     hashed_upto: int = 0
     hashing: trio.Lock = field(default_factory=trio.Lock)
     readers: set[ArrivalReader] = field(default_factory=set)
@@ -91,8 +93,9 @@ class Arrival:
         assert self.chunks is not None
         if self.verified:
             return stop
+        readable = self.have & (vouched | self.resumed) & ~self.suspects
         last, index = self.chunks.start(self.chunks.count - 1), start // self.chunks.chunk_bytes
-        return min(stop, last, self.chunks.contiguous_stop(self.have & (vouched | self.resumed), index))
+        return min(stop, last, self.chunks.contiguous_stop(readable, index))
 
     def recall(self, indices: list[int]) -> None:
         """Forget chunks that proved wrong, and cut off the readers that were given any of them."""
@@ -100,6 +103,7 @@ class Arrival:
         gone = chunk_set(indices)
         self.have &= ~gone
         self.resumed &= ~gone
+        self.suspects &= ~gone
         for reader in self.readers:
             reader.recall(self.chunks, indices)
         self.wake()

@@ -469,12 +469,16 @@ class Puller:
         suspects = [index for index in range(cut.count) if index not in arrival.origin_chunks]
         log.warning("the blob's SHA-256 is wrong; suspects are read again", blob=arrival.digest, chunks=len(suspects))
         wrong: dict[int, memoryview] = {}
+        arrival.suspects = chunk_set(suspects)
         try:
             for index in suspects:
                 data = await self._read_origin(arrival, index)
                 arrival.origin_chunks.add(index)
                 if checksum_of(data) != progress.own.get(index):
                     wrong[index] = data
+                else:
+                    arrival.suspects &= ~(1 << index)
+                    arrival.wake()
         except OriginError as error:
             self._give_up(arrival, suspects, error)
             return

@@ -296,8 +296,8 @@ async def test_a_restart_goes_on_where_the_last_run_stopped(
         nursery.start_soon(get, agent.mirror_at, f"{IMAGE}/blobs/{digest}")
         await registry.wait_stalled()
         await eventually(lambda: agent.machine.counters.from_origin >= 4 * MIN_CHUNK_BYTES)
-        here = agent.machine.counters.from_origin
         nursery.cancel_scope.cancel()
+    here = agent.machine.counters.from_origin
     registry._scripts.clear()
     async with running(config_of(tmp_path, registry)) as agent:
         assert (await get(agent.mirror_at, f"{IMAGE}/blobs/{digest}")).body == large

@@ -77,6 +77,17 @@ async def test_bytes_are_readable_up_to_the_first_chunk_that_is_missing(scene: S
     reader.close()
 
 
+async def test_a_suspect_is_given_to_nobody_until_it_has_been_read_again(scene: Scene) -> None:
+    scene.write(0)
+    scene.write(1)
+    scene.arrival.suspects = 0b10
+    reader = scene.reader()
+    assert await reader.available(0, len(BLOB)) == CHUNK
+    scene.arrival.suspects = 0
+    assert await reader.available(0, len(BLOB)) == 2 * CHUNK
+    reader.close()
+
+
 async def test_the_last_chunk_is_kept_back_until_the_blob_is_verified(
     scene: Scene, autojump_clock: trio.testing.MockClock
 ) -> None:
