@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from bench.systems import SYSTEMS
+from bench.workloads import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -52,57 +54,64 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--nodes", type=_NODES, default=12, show_default=True, help="Nodes that pull at once.")
-@click.option("--link-mbit", type=_MBIT, default=100.0, show_default=True, help="Each node's link, Mbit/s both ways.")
+@click.option(
+    "--workload", "names", type=click.Choice(NAMES), multiple=True, help="May be repeated; see bench/README.md."
+)
+@click.option("--nodes", type=_NODES, help="Nodes that pull.  [default: 12]")
+@click.option("--link-mbit", type=_MBIT, help="Each node's link, Mbit/s both ways.  [default: 100]")
 @click.option("--origin-mbit", type=_MBIT, help="The registry's link.  [default: as --link-mbit]")
-@click.option("--image-mib", type=_MIB, default=64, show_default=True, help="Size of the image, MiB.")
-@click.option("--layers", type=click.IntRange(1, 127), default=3, show_default=True, help="Its layers, of equal size.")
-@click.option("--jitter-s", type=click.FloatRange(0), default=0.0, show_default=True, help="Spread of the starts, s.")
+@click.option("--origin-per-connection-mbit", type=_MBIT, help="What the registry limits each connection to.")
+@click.option("--image-mib", type=_MIB, help="Size of the image, MiB.  [default: 64]")
+@click.option("--layers", type=click.IntRange(1, 127), help="Its layers, of equal size.  [default: 3]")
+@click.option("--jitter-s", type=click.FloatRange(0), help="Spread of the starts, s.  [default: 0]")
+@click.option("--batches", type=click.FloatRange(0, 1, min_open=True), help="Part of the nodes that starts at once.")
+@click.option("--poisson", "poisson_s", type=click.FloatRange(0, min_open=True), help="Nodes join, so many s apart.")
+@click.option("--shared", type=click.FloatRange(0, 1, max_open=True), help="Part of the layers that nodes have before.")
+@click.option("--racks", type=click.IntRange(0, 50), help="Racks, each with a switch.  [default: 0, all on one]")
+@click.option("--rack-uplink-mbit", type=_MBIT, help="What all nodes of a rack share, both ways.")
 @click.option(
     "--system", "systems", type=click.Choice(SYSTEMS), multiple=True, help="May be repeated.  [default: p2pdist]"
 )
-@click.option("--runs", type=click.IntRange(1, 100), default=1, show_default=True, help="Runs of each system.")
+@click.option("--runs", "--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Of each system.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the first run; then one more for each.")
 @click.option(
     "--kill-scheduler-at", type=click.FloatRange(0, 1), help="Kill the scheduler at this part of all bytes, 0 to 1."
 )
 @click.option("--json", "json_file", type=_FILE, help="Write one JSON object per run and line.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write an HTML report: a directory, or FILE.html.")
 @click.option("--keep-logs", type=_DIRECTORY, help="Copy the logs of all processes there.")
 def rollout(
-    nodes: int,
-    link_mbit: float,
-    origin_mbit: float | None,
-    image_mib: int,
-    layers: int,
-    jitter_s: float,
+    names: tuple[str, ...],
     systems: tuple[str, ...],
     runs: int,
     seed: int,
     kill_scheduler_at: float | None,
     json_file: Path | None,
+    report: Path | None,
     keep_logs: Path | None,
+    **sizes: Any,  # noqa: ANN401  # the fields of Workload, of their types
 ) -> None:
-    """Pull one image on all nodes at once, with one system after another, and measure.
+    """Pull one image on all nodes, with one system after another, and measure.
 
-    The bound is the image's size over what one bulk TCP flow gets from the registry to a node.
-    A run with under 25% idle CPU is void: it measured the machine.
+    --workload sets all sizes at once, and each option for a size changes it. The bound is the bytes that a
+    node lacks over what one bulk TCP flow gets from the registry. A run with under 25% idle CPU is void: it
+    measured the machine.
     """
-    from bench.crowd import Shape
     from bench.lab import netns
     from bench.rollout import Plan, rollouts
+    from bench.workloads import CUSTOM, named
 
+    changes = {name: value for name, value in sizes.items() if value is not None}
+    workloads = [workload for name in names for workload in named(name)] or [CUSTOM]
     reason = netns.why_not(announce=click.echo)
     plan = Plan(
-        shape=Shape(
-            nodes=nodes, link_mbit=link_mbit, origin_mbit=origin_mbit or link_mbit, image_bytes=image_mib << 20
-        ),
-        layers=layers,
-        systems=systems or ("p2pdist",),
+        workloads=[replace(workload, **changes) for workload in workloads],
+        systems=tuple(dict.fromkeys(systems)) or ("p2pdist",),
         runs=runs,
         seed=seed,
-        jitter_s=jitter_s,
         kill_scheduler_at=kill_scheduler_at,
         json_file=json_file,
+        report=report,
         keep_logs=keep_logs,
         loopback_reason=reason,
     )
@@ -118,6 +127,27 @@ def node(image_mib: int, runs: int, json_file: Path | None) -> None:
     from bench.node import measure
 
     _run(partial(measure, image_mib, runs, json_file, _console()))
+
+
+@bench.command()
+@click.option("--agents", type=click.IntRange(1, 19_000), default=5000, show_default=True, help="Simulated agents.")
+@click.option("--image-mib", type=_MIB, default=256, show_default=True, help="Size of the image, MiB.")
+@click.option("--layers", type=click.IntRange(1, 127), default=5, show_default=True, help="Its layers, of equal size.")
+@click.option("--spread-s", type=click.FloatRange(0), default=10.0, show_default=True, help="Spread of the starts, s.")
+@click.option("--origin-mbit", type=_MBIT, default=200.0, show_default=True, help="The modelled registry, Mbit/s.")
+@click.option("--link-mbit", type=_MBIT, default=1000.0, show_default=True, help="Each modelled link, Mbit/s.")
+@click.option("--runs", type=click.IntRange(1, 100), default=1, show_default=True, help="Runs, each of its own seed.")
+@click.option("--json", "json_file", type=_FILE, help="Write one JSON object per run and line.")
+def scheduler(json_file: Path | None, runs: int, image_mib: int, **shape: float) -> None:
+    """Measure one scheduler process under agents that all start the same image; they move no chunks, only words.
+
+    A run is void where the simulated agents or other programs needed the CPU that was to be measured.
+    """
+    from bench.scheduler_load import measure
+    from bench.scheduler_model import Plan
+
+    plans = [Plan(image_bytes=image_mib << 20, seed=seed, **shape) for seed in range(1, runs + 1)]  # type: ignore[arg-type]
+    sys.exit(0 if _run(partial(measure, plans, json_file, _console())) else 1)
 
 
 def _run(main: Callable[[], Awaitable[T]]) -> T:

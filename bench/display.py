@@ -78,7 +78,7 @@ class Display:
         table = Table.grid(padding=(0, 2))
         table.add_row(f"[bold]{self.title}[/]", f"{now_s - rollout.started_s:.1f} s")
         for pull in rollout.pulls:
-            bar = ProgressBar(total=rollout.image.pull_bytes, completed=pull.done_bytes, width=_BAR_WIDTH)
+            bar = ProgressBar(total=rollout.pull_bytes, completed=pull.done_bytes, width=_BAR_WIDTH)
             done = f"{pull.done_bytes / MIB:6.1f} MiB"
             table.add_row(f"  {pull.node}", bar, done, self._source(rollout, pull), _state(pull, rollout))
         return table
@@ -100,7 +100,7 @@ def _state(pull: Pull, rollout: Rollout) -> str:
 
 def _line(title: str, rollout: Rollout, now_s: float) -> str:
     done = sum(pull.right for pull in rollout.pulls)
-    slowest = min(pull.done_bytes for pull in rollout.pulls) / rollout.image.pull_bytes
+    slowest = min(pull.done_bytes for pull in rollout.pulls) / rollout.pull_bytes
     return (
         f"{title}: {now_s - rollout.started_s:5.1f} s, {rollout.done_ratio:4.0%} of all bytes, "
         f"slowest node {slowest:4.0%}, {done} of {len(rollout.pulls)} nodes done"

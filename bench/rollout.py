@@ -1,31 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`p2pdist bench rollout`: systems side by side, each pulling one image on all nodes of a lab at once."""
+"""`p2pdist bench rollout`: systems side by side, each pulling one image on all nodes of a lab."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import statistics
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from time import strftime
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
-from bench.crowd import REPOSITORY, open_stage, run_rollout
+from bench.crowd import REPOSITORY, Shape, open_stage, run_rollout
 from bench.display import MIB, Display
+from bench.lab import machine
+from bench.lab.errors import LabError
 from bench.lab.images import make_random_image
-from bench.systems import P2PDIST
+from bench.report import Chapter, Report, page
+from bench.systems import P2PDIST, why_not
+from bench.tables import summary, table
 from p2pdist import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from rich.console import Console
 
-    from bench.crowd import Outcome, Shape, Stage
-    from bench.results import Result
+    from bench.crowd import Outcome, Stage
+    from bench.lab.images import Image
+    from bench.workloads import Workload
 
 _CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 
@@ -37,17 +40,17 @@ class Plan:
     Args:
         runs: of each system, with seeds `seed`, `seed` + 1, …
         kill_scheduler_at: the part of all bytes at which the scheduler is killed, in systems that have one.
+        report: where the report goes: a directory, or a file that ends in .html.
         loopback_reason: why the links cannot be shaped, None where they can.
     """
 
-    shape: Shape
-    layers: int
+    workloads: Sequence[Workload]
     systems: Sequence[str]
     runs: int
     seed: int
-    jitter_s: float
     kill_scheduler_at: float | None
     json_file: Path | None
+    report: Path | None
     keep_logs: Path | None
     loopback_reason: str | None
 
@@ -58,25 +61,65 @@ async def rollouts(plan: Plan, console: Console) -> bool:
     Raises:
         LabError: the lab or a system does not come up.
     """
+    for system in plan.systems:
+        if reason := why_not(system):
+            raise LabError(reason)
+    report_file = _report_file(plan.report) if plan.report else None
     if plan.json_file:
         plan.json_file.write_text("")
-    async with open_stage(plan.shape, shaped=plan.loopback_reason is None) as stage:
+    chapters: list[Chapter] = []
+    try:
+        for workload in plan.workloads:
+            chapters.append(await _chapter(plan, workload, console))
+            console.print(table(chapters[-1].results), "")
+    finally:
+        # Whoever stops a long benchmark keeps what it has measured.
+        if report_file and chapters:
+            report_file.write_text(page(Report(machine.describe(), strftime("%Y-%m-%d %H:%M"), tuple(chapters))))
+    for chapter in chapters:
+        if rows := summary(chapter.results):
+            console.print(rows)
+    if report_file:
+        console.print(f"report: {report_file}", highlight=False, soft_wrap=True)
+    return not any(result.failed_pulls for chapter in chapters for result in chapter.results)
+
+
+def _report_file(place: Path) -> Path:
+    """Return the file of the report, in a directory that exists."""
+    file = place if place.suffix == ".html" else place / "rollout.html"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
+async def _chapter(plan: Plan, workload: Workload, console: Console) -> Chapter:
+    shape = shape_of(workload)
+    async with open_stage(shape, shaped=plan.loopback_reason is None) as stage:
         try:
-            results = await _run_all(plan, stage, console)
+            said = description(workload, stage, plan.loopback_reason)
+            console.print(said, highlight=False)
+            return Chapter(workload, said, tuple(await _run_all(plan, workload, stage, console)))
         finally:
             if plan.keep_logs:
-                shutil.copytree(stage.space.logs, plan.keep_logs, dirs_exist_ok=True)
-    console.print(table(results))
-    return not any(result.failed_pulls for result in results)
+                place = plan.keep_logs / workload.name if len(plan.workloads) > 1 else plan.keep_logs
+                shutil.copytree(stage.space.logs, place, dirs_exist_ok=True)
 
 
-async def _run_all(plan: Plan, stage: Stage, console: Console) -> list[Result]:
-    image = await make_random_image(
-        stage.space.path / "image", image_bytes=plan.shape.image_bytes, layers=plan.layers, seed=plan.seed
+def shape_of(workload: Workload) -> Shape:
+    """Return the lab that a workload needs."""
+    return Shape(
+        nodes=workload.nodes,
+        link_mbit=workload.link_mbit,
+        origin_mbit=workload.origin_mbit or workload.link_mbit,
+        image_bytes=workload.image_mib << 20,
+        origin_per_connection_mbit=workload.origin_per_connection_mbit,
+        racks=workload.racks,
+        rack_uplink_mbit=workload.rack_uplink_mbit,
     )
-    stage.registry.push(image, REPOSITORY)
-    console.print(description(plan, stage))
-    results = []
+
+
+async def _run_all(plan: Plan, workload: Workload, stage: Stage, console: Console) -> list[Outcome]:
+    before, image = await _push_images(plan, workload, stage)
+    outcomes = []
     for seed in range(plan.seed, plan.seed + plan.runs):
         for system in plan.systems:
             outcome = await run_rollout(
@@ -84,24 +127,46 @@ async def _run_all(plan: Plan, stage: Stage, console: Console) -> list[Result]:
                 system,
                 image,
                 label=f"{seed}-{system}",
-                watch=Display(console, f"{system}, seed {seed}").watch,
-                jitter_s=plan.jitter_s,
+                watch=Display(console, f"{workload.name}, {system}, seed {seed}").watch,
+                arrivals=workload.arrivals,
                 seed=seed,
+                before=before,
                 kill_scheduler_at=plan.kill_scheduler_at if system == P2PDIST else None,
-                notes=_notes(plan, stage, seed),
+                notes=_notes(plan, workload, stage, seed),
             )
             _report(plan, outcome, console)
-            results.append(outcome.result)
-    return results
+            outcomes.append(outcome)
+    return outcomes
 
 
-def _notes(plan: Plan, stage: Stage, seed: int) -> dict[str, object]:
+async def _push_images(plan: Plan, workload: Workload, stage: Stage) -> tuple[Image | None, Image]:
+    """Put the image into the registry; also one before it, where nodes have a part of it from that."""
+    make = partial(make_random_image, image_bytes=stage.shape.image_bytes, layers=workload.layers)
+    place, before, shared = stage.space.path / "image", None, None
+    if workload.shared is not None:
+        before = await make(stage.space.path / "before", seed=plan.seed, tag="v0")
+        shared = (workload.shared_layers, plan.seed)
+        stage.registry.push(before, REPOSITORY)
+    image = await make(place, seed=plan.seed + bool(shared), shared=shared)
+    stage.registry.push(image, REPOSITORY)
+    return before, image
+
+
+def _notes(plan: Plan, workload: Workload, stage: Stage, seed: int) -> dict[str, object]:
     return {
         "version": __version__,
+        "workload": workload.name,
         "seed": seed,
-        "layers": plan.layers,
-        "origin_mbit": plan.shape.origin_mbit,
-        "jitter_s": plan.jitter_s,
+        "layers": workload.layers,
+        "origin_mbit": stage.shape.origin_mbit,
+        "origin_per_connection_mbit": workload.origin_per_connection_mbit,
+        "jitter_s": workload.jitter_s,
+        "batches": workload.batches,
+        "poisson_s": workload.poisson_s,
+        "shared": workload.shared,
+        "racks": workload.racks,
+        "rack_uplink_mbit": workload.rack_uplink_mbit,
+        "link_goodput_bytes_per_s": stage.link_goodput_bytes_per_s,
         "kill_scheduler_at": plan.kill_scheduler_at,
         "registry": stage.registry.kind,
         "shaped": stage.lab.shaped,
@@ -120,52 +185,38 @@ def _report(plan: Plan, outcome: Outcome, console: Console) -> None:
         console.print(line, markup=False, highlight=False)
 
 
-def description(plan: Plan, stage: Stage) -> str:
+def description(workload: Workload, stage: Stage, loopback_reason: str | None) -> str:
     """Return what is measured, on what, in a few lines."""
-    shape = plan.shape
-    links = f"{shape.link_mbit:g} Mbit/s both ways, registry {shape.origin_mbit:g}"
-    lab = f"network namespaces, links {links}" if stage.lab.shaped else f"loopback, unshaped: {plan.loopback_reason}"
+    lacking_mib = workload.image_mib * (1 - workload.shared_layers / workload.layers)
+    where = _links(workload, stage) if stage.lab.shaped else f"on loopback, unshaped: {loopback_reason}"
     return (
-        f"{shape.nodes} nodes in {lab}; image {shape.image_bytes / MIB:g} MiB in {plan.layers} layers\n"
+        f"{workload.name}: {f'{workload.about}; ' if workload.about else ''}{workload.nodes} nodes {where}\n"
+        f"image {workload.image_mib:g} MiB in {workload.layers} layers{_upgrade(workload)}; "
+        f"starts {_starts(workload)}\n"
         f"{stage.registry.kind}; files on {'tmpfs' if stage.space.on_tmpfs else 'disk'}; "
-        f"one flow gets {stage.goodput_bytes_per_s * 8 / 1e6:.1f} Mbit/s, "
-        f"so the image takes at least {shape.image_bytes / stage.goodput_bytes_per_s:.1f} s"
+        f"from the registry one node gets {stage.goodput_bytes_per_s * 8 / 1e6:.1f} Mbit/s, "
+        f"so the image takes at least {lacking_mib * MIB / stage.goodput_bytes_per_s:.1f} s"
     )
 
 
-_COLUMNS: Sequence[tuple[str, Callable[[Result], str]]] = (
-    ("system", lambda result: result.system + (" (void)" if result.void else "")),
-    ("right", lambda result: f"{result.nodes - result.failed_pulls}/{result.nodes}"),
-    ("last s", lambda result: _number(result.last_s)),
-    ("÷ bound", lambda result: _number(result.own_ratio_to_bound, 3)),
-    ("egress ×", lambda result: _number(result.origin_egress_ratio, 3)),
-    ("dup %", lambda result: _number(result.duplicate_bytes_ratio * 100, 1)),
-    ("TTFB p99", lambda result: _number(result.ttfb_p99_s, 2)),
-    ("CPU-s/GiB", lambda result: _number(result.cpu_s_per_gib)),
-    ("RSS MiB", lambda result: _number(result.rss_mib_max, 0)),
-    ("idle %", lambda result: _number(result.idle_cpu_ratio * 100, 0)),
-)
+def _links(workload: Workload, stage: Stage) -> str:
+    said = f"in network namespaces, links {workload.link_mbit:g} Mbit/s both ways, registry {stage.shape.origin_mbit:g}"
+    if workload.origin_per_connection_mbit:
+        said += f", each connection to it {workload.origin_per_connection_mbit:g}"
+    if workload.racks:
+        uplink = workload.rack_uplink_mbit
+        said += f"; {workload.racks} racks, uplinks {f'{uplink:g} Mbit/s' if uplink else 'unshaped'}"
+    return said
 
 
-def table(results: Sequence[Result]) -> Table:
-    """Return the closing table: a row for each run; below it the median and worst of systems that ran repeatedly."""
-    closing = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), caption=_medians(results))
-    for name, _ in _COLUMNS:
-        closing.add_column(name, justify="left" if name == "system" else "right", no_wrap=True)
-    for result in results:
-        closing.add_row(*(cell(result) for _, cell in _COLUMNS))
-    return closing
+def _upgrade(workload: Workload) -> str:
+    if workload.shared is None:
+        return ""
+    return f", of which nodes have {workload.shared_layers} from a pull before"
 
 
-def _medians(results: Sequence[Result]) -> str | None:
-    lines = []
-    for system in dict.fromkeys(result.system for result in results):
-        ratios = [result.own_ratio_to_bound for result in results if result.system == system and not result.void]
-        known = [ratio for ratio in ratios if ratio is not None]
-        if len(known) > 1:
-            lines.append(f"{system} ÷ bound: median {statistics.median(known):.3f}, worst {max(known):.3f}")
-    return "\n".join(lines) or None
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _starts(workload: Workload) -> str:
+    if workload.poisson_s is not None:
+        return f"one by one, {workload.poisson_s:g} s apart in the mean"
+    spread = f"within {workload.jitter_s:g} s" if workload.jitter_s else "at once"
+    return spread if workload.batches == 1 else f"in batches of {workload.batches:.0%} {spread}"

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from bench.lab import http
-from bench.lab.errors import LabError
+from bench.lab import http, ready
 from bench.lab.pullers import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from bench.lab.hosts import Host
@@ -45,12 +44,11 @@ class Agent:
         return Source(f"http://{self.host.local_address}:{_MIRROR_PORT}", REGISTRY_NAME)
 
     async def ready(self) -> bool:
-        self.process.check()
         return await http.get_status(self.host, self._admin("readyz"), timeout_s=_STATUS_TIMEOUT_S) == 200
 
     async def wait_ready(self) -> None:
         """Wait until the agent says that it is ready. Raises LabError."""
-        await _until(self.ready, _READY_TIMEOUT_S, self.process)
+        await ready.until(self.ready, self.process, _READY_TIMEOUT_S, poll_s=_POLL_S)
 
     async def status(self) -> dict[str, Any]:
         """Return what `/status` tells, {} where the agent does not answer in time."""
@@ -65,18 +63,7 @@ async def start_scheduler(group: ProcessGroup, host: Host, data: Path) -> Proces
     command = ["--listen", f"{host.address}:{_SCHEDULER_PORT}", "--api-listen", f"{host.local_address}:{_API_PORT}"]
     process = group.start(host, "scheduler", [*_p2pdist("scheduler"), *command, "--data-dir", str(data / "scheduler")])
 
-    async def accepts() -> bool:
-        process.check()
-        connection = trio.socket.from_stdlib_socket(host.socket())
-        try:
-            await connection.connect((host.address, _SCHEDULER_PORT))
-        except OSError:
-            return False
-        finally:
-            connection.close()
-        return True
-
-    await _until(accepts, _SCHEDULER_TIMEOUT_S, process)
+    await ready.accepting(host, _SCHEDULER_PORT, process, _SCHEDULER_TIMEOUT_S)
     return process
 
 
@@ -92,7 +79,9 @@ async def start_agents(
     Raises:
         LabError: an agent ends or is not ready in time.
     """
-    agents = [start_agent(group, host, data, registry.base_url, found_by(scheduler)) for host in hosts]
+    agents = [
+        start_agent(group, host, data, registry.base_url, [*found_by(scheduler), *_place(host)]) for host in hosts
+    ]
     async with trio.open_nursery() as nursery:
         for agent in agents:
             nursery.start_soon(agent.wait_ready)
@@ -102,6 +91,10 @@ async def start_agents(
 def found_by(scheduler: Host | None) -> list[str]:
     """Return an agent's flags for being found: by this scheduler alone, or by mDNS alone."""
     return ["--scheduler", f"{scheduler.address}:{_SCHEDULER_PORT}", "--no-mdns"] if scheduler else []
+
+
+def _place(host: Host) -> list[str]:
+    return ["--rack", host.rack] if host.rack else []
 
 
 def start_agent(
@@ -139,11 +132,3 @@ async def wait_for_mesh(agents: Sequence[Agent]) -> int:
 
 def _p2pdist(verb: str) -> list[str]:
     return [sys.executable, "-m", "p2pdist", verb]
-
-
-async def _until(condition: Callable[[], Awaitable[bool]], timeout_s: float, process: Process) -> None:
-    with trio.move_on_after(timeout_s):
-        while not await condition():  # noqa: ASYNC110 - another process; nobody signals
-            await trio.sleep(_POLL_S)
-        return
-    raise LabError(f"{process.name} is not ready after {timeout_s:.0f} s", log=process.tail())

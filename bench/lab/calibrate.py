@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from bench.lab.pacing import pace
+
 if TYPE_CHECKING:
     from bench.lab.hosts import Host
 
@@ -21,9 +23,15 @@ _MEASURE_S = 2.0
 _BUFFER_BYTES = 256 << 10
 
 
-async def goodput_bytes_per_s(sender: Host, receiver: Host) -> float:
-    """Return the payload rate of one TCP flow from `sender` to `receiver`; takes about three seconds."""
+async def goodput_bytes_per_s(sender: Host, receiver: Host, *, paced_bytes_per_s: float | None = None) -> float:
+    """Return the payload rate of one TCP flow from `sender` to `receiver`; takes about three seconds.
+
+    Args:
+        paced_bytes_per_s: what the sender limits each connection to.
+    """
     listener = sender.socket()
+    if paced_bytes_per_s is not None:
+        pace(listener, paced_bytes_per_s)
     listener.bind((sender.address, 0))
     listener.listen(1)
     listener.setblocking(False)

@@ -2,9 +2,10 @@
 """Hosts with shaped links on one switch, inside this machine.
 
 `namespace_lab` gives each host a network namespace and a veth pair to a switch namespace with a bridge. Links are
-shaped both ways with tbf: what a host sends on its own end, what it receives on the switch's end. `loopback_lab`
-has the same face where namespaces are not allowed: hosts are loopback addresses and nothing is shaped. Either
-leaves nothing behind, however its block ends.
+shaped both ways with tbf: what a host sends on its own end, what it receives on the switch's end. Hosts of a rack
+are on a bridge of their own, which reaches the first over one more veth pair: the rack's uplink, shaped both ways
+and shared. `loopback_lab` has the same face where namespaces are not allowed: hosts are loopback addresses and
+nothing is shaped. Either leaves nothing behind, however its block ends.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import ipaddress
 import secrets
 import socket
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bench.lab import netns, ownership
@@ -31,6 +32,9 @@ _QUEUE_MIN_BYTES = 256 << 10
 segments, or a slow link would drop what one sender writes at once."""
 
 _INTERFACE = "eth0"
+_CORE = "core"
+"""The bridge that hosts without a rack, and the racks' uplinks, are plugged into."""
+
 _NETWORK = ipaddress.IPv4Network("10.66.0.0/16")
 _LOOPBACK = ipaddress.IPv4Network("127.64.0.0/10")
 """Each loopback lab takes 256 addresses of these at random, so that two may run at once."""
@@ -47,6 +51,14 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Rack:
+    """Hosts behind one shared uplink; `down_mbit` of it is what the rack receives."""
+
+    hosts: tuple[str, ...]
+    uplink: Link
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """One host: `address` is known to all others, `local_address` can be reached from the host alone."""
 
@@ -54,6 +66,7 @@ class Host:
     address: str
     local_address: str
     namespace: str | None
+    rack: str | None = None
 
     @property
     def command_prefix(self) -> tuple[str, ...]:
@@ -75,20 +88,33 @@ class Host:
 class Lab:
     hosts: Mapping[str, Host]
     shaped: bool
+    racks: Mapping[str, Rack] = field(default_factory=dict)
+    switch: str | None = None
+    """The namespace of the bridges, where there is one."""
 
     def __getitem__(self, name: str) -> Host:
         return self.hosts[name]
 
+    def rack_received_bytes(self) -> dict[str, int]:
+        """Return for each rack the bytes that came down its uplink, headers included."""
+        if self.switch is None:
+            return {}
+        return {rack: netns.transmitted_bytes(self.switch, f"to-{rack}") for rack in self.racks}
+
 
 @contextmanager
-def open_lab(links: Mapping[str, Link], *, shaped: bool) -> Iterator[Lab]:
-    """Give a lab with one host for each link; `shaped` as `netns.why_not` allows it."""
-    with namespace_lab(links) if shaped else loopback_lab(list(links)) as lab:
+def open_lab(links: Mapping[str, Link], *, shaped: bool, racks: Mapping[str, Rack] | None = None) -> Iterator[Lab]:
+    """Give a lab with one host for each link; `shaped` as `netns.why_not` allows it. Without it racks have no uplink.
+
+    Args:
+        racks: by name, of at most ten letters; hosts that are in none are on the core switch.
+    """
+    with namespace_lab(links, racks) if shaped else loopback_lab(list(links)) as lab:
         yield lab
 
 
 @contextmanager
-def namespace_lab(links: Mapping[str, Link]) -> Iterator[Lab]:
+def namespace_lab(links: Mapping[str, Link], racks: Mapping[str, Rack] | None = None) -> Iterator[Lab]:
     """Give hosts in namespaces of their own; also removes what labs that died left.
 
     Raises:
@@ -97,17 +123,18 @@ def namespace_lab(links: Mapping[str, Link]) -> Iterator[Lab]:
     netns.sweep()
     name = ownership.new_name()
     switch = f"{name}-switch"
+    rack_of = {host: rack for rack, content in (racks or {}).items() for host in content.hosts}
     hosts = {
-        host: Host(host, str(_NETWORK[number]), "127.0.0.1", f"{name}-{host}")
+        host: Host(host, str(_NETWORK[number]), "127.0.0.1", f"{name}-{host}", rack_of.get(host))
         for number, host in enumerate(links, start=1)
     }
     namespaces = [switch, *(host.namespace for host in hosts.values() if host.namespace)]
     try:
         netns.configure("ip", [f"netns add {namespace}" for namespace in namespaces])
-        _build_switch(switch, hosts)
+        _build_switch(switch, hosts, racks or {})
         for port, (host, link) in enumerate(links.items()):
             _connect(hosts[host], link, switch, port)
-        yield Lab(hosts, shaped=True)
+        yield Lab(hosts, shaped=True, racks=racks or {}, switch=switch)
     finally:
         netns.delete(namespaces)
 
@@ -120,15 +147,31 @@ def loopback_lab(names: Sequence[str]) -> Iterator[Lab]:
     yield Lab({name: Host(name, address, address, None) for name, address in addresses.items()}, shaped=False)
 
 
-def _build_switch(switch: str, hosts: Mapping[str, Host]) -> None:
-    # Without snooping the bridge passes multicast, and so mDNS, to every port from the first second.
+def _build_switch(switch: str, hosts: Mapping[str, Host], racks: Mapping[str, Rack]) -> None:
+    # Without snooping the bridges pass multicast, and so mDNS, to every port from the first second.
+    bridges = [
+        line
+        for bridge in (_CORE, *racks)
+        for line in (f"link add {bridge} type bridge mcast_snooping 0", f"link set {bridge} up")
+    ]
+    uplinks = [
+        line
+        for rack in racks
+        for line in (
+            f"link add to-{rack} type veth peer name from-{rack}",
+            f"link set to-{rack} master {_CORE} up",
+            f"link set from-{rack} master {rack} up",
+        )
+    ]
     ports = [
         f"link add port{port} type veth peer name {_INTERFACE} netns {host.namespace}"
         for port, host in enumerate(hosts.values())
     ]
-    plugs = [f"link set port{port} master bridge up" for port in range(len(hosts))]
-    bridge = ["link add bridge type bridge mcast_snooping 0", "link set bridge up"]
-    netns.configure("ip", [*bridge, *ports, *plugs], switch)
+    plugs = [f"link set port{port} master {host.rack or _CORE} up" for port, host in enumerate(hosts.values())]
+    netns.configure("ip", [*bridges, *uplinks, *ports, *plugs], switch)
+    for rack, content in racks.items():
+        _shape(switch, f"to-{rack}", content.uplink.down_mbit)
+        _shape(switch, f"from-{rack}", content.uplink.up_mbit)
 
 
 def _connect(host: Host, link: Link, switch: str, port: int) -> None:
@@ -142,10 +185,14 @@ def _connect(host: Host, link: Link, switch: str, port: int) -> None:
         ],
         host.namespace,
     )
-    if link.up_mbit is not None:
-        netns.configure("tc", [_shaper(_INTERFACE, link.up_mbit)], host.namespace)
-    if link.down_mbit is not None:
-        netns.configure("tc", [_shaper(f"port{port}", link.down_mbit)], switch)
+    assert host.namespace, "hosts of a namespace lab have one"
+    _shape(host.namespace, _INTERFACE, link.up_mbit)
+    _shape(switch, f"port{port}", link.down_mbit)
+
+
+def _shape(namespace: str, interface: str, mbit: float | None) -> None:
+    if mbit is not None:
+        netns.configure("tc", [_shaper(interface, mbit)], namespace)
 
 
 def _shaper(interface: str, mbit: float) -> str:

@@ -26,7 +26,7 @@ from p2pdist.core.oci import OCI_INDEX, OCI_MANIFEST
 from p2pdist.core.types import Descriptor, parse_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
 LAYER_TAR = "application/vnd.oci.image.layer.v1.tar"
 LAYER_TAR_GZIP = f"{LAYER_TAR}+gzip"
@@ -65,8 +65,17 @@ class Image:
 
     @property
     def pull_bytes(self) -> int:
-        """The bytes of one pull: manifest, config and layers."""
-        return sum(part.size_bytes for part in (self.manifest, self.config, *self.layers))
+        """The bytes of one pull."""
+        return sum(part.size_bytes for part in self.parts)
+
+    def pull_bytes_without(self, held: Collection[str]) -> int:
+        """Return the bytes of a pull by a runtime that has the blobs `held`, by digest."""
+        return sum(part.size_bytes for part in self.parts if part.digest not in held)
+
+    @property
+    def parts(self) -> tuple[Descriptor, ...]:
+        """What one pull brings: manifest, config and layers."""
+        return (self.manifest, self.config, *self.layers)
 
     def blobs(self) -> list[Descriptor]:
         """Return configs and layers."""
@@ -99,12 +108,20 @@ async def make_machine_image(
 
 
 async def make_random_image(
-    layout: Path, *, image_bytes: int, layers: int, seed: int, tag: str = "v1", multi_arch: bool = False
+    layout: Path,
+    *,
+    image_bytes: int,
+    layers: int,
+    seed: int,
+    tag: str = "v1",
+    multi_arch: bool = False,
+    shared: tuple[int, int] | None = None,
 ) -> Image:
     """Make an image of incompressible layers whose sizes are exact (to 512 bytes) and add up to `image_bytes`.
 
     Args:
         multi_arch: whether the tag names an index, with a second platform that shares the first layer.
+        shared: (layers, seed): its first layers are those of the image that this seed gives.
 
     Raises:
         ValueError: a layer would be smaller than a tar of one byte.
@@ -112,7 +129,9 @@ async def make_random_image(
     layer_bytes = image_bytes // layers // _TAR_BLOCK_BYTES * _TAR_BLOCK_BYTES
     if layer_bytes <= _TAR_FRAME_BYTES:
         raise ValueError(f"{image_bytes} bytes are too few for {layers} layers")
-    maker = partial(_random_layer, layer_bytes=layer_bytes, seed=seed)
+    shared_layers, shared_seed = shared or (0, seed)
+    seeds = [shared_seed if index < shared_layers else seed for index in range(layers)]
+    maker = partial(_random_layer, layer_bytes=layer_bytes, seeds=seeds)
     return await _make(layout, maker, layers, tag, multi_arch=multi_arch)
 
 
@@ -252,13 +271,13 @@ def _machine_layer(
     return writer.finish()
 
 
-def _random_layer(layout: Path, index: int, *, layer_bytes: int, seed: int) -> tuple[Descriptor, str]:
+def _random_layer(layout: Path, index: int, *, layer_bytes: int, seeds: Sequence[int]) -> tuple[Descriptor, str]:
     content_bytes = layer_bytes - _TAR_FRAME_BYTES
     header = tarfile.TarInfo(f"opt/p2pdist/random-{index}")
     header.size = content_bytes
     writer = _LayerWriter(layout, gzip=False)
     writer.write(header.tobuf(format=tarfile.USTAR_FORMAT))
-    for part in _random_parts(random.Random(f"{seed}/{index}"), content_bytes):
+    for part in _random_parts(random.Random(f"{seeds[index]}/{index}"), content_bytes):
         trio.from_thread.check_cancelled()
         writer.write(part)
     writer.write(bytes(2 * _TAR_BLOCK_BYTES))

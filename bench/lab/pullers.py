@@ -18,6 +18,8 @@ import trio
 from bench.lab.http import Head, HttpConnection, HttpFailure
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from bench.lab.hosts import Host
 
 _LAYERS_AT_ONCE = 3
@@ -80,16 +82,26 @@ class _PullError(Exception):
     """What arrived is not what was asked for."""
 
 
-async def pull(record: Pull, host: Host, source: Source, repository: str, reference: str, *, deadline_s: float) -> None:
+async def pull(
+    record: Pull,
+    host: Host,
+    source: Source,
+    repository: str,
+    reference: str,
+    *,
+    deadline_s: float,
+    held: Collection[str] = (),
+) -> None:
     """Pull an image from `host` and note all about it in `record`; raises nothing but Cancelled.
 
     Args:
         deadline_s: after this many seconds the pull counts as failed.
+        held: digests of layers that the runtime has from before and does not ask for.
     """
     record.started_s = trio.current_time()
     try:
         with trio.move_on_after(deadline_s) as deadline:
-            await _Client(record, host, source, repository).pull(reference)
+            await _Client(record, host, source, repository, held).pull(reference)
         if deadline.cancelled_caught:
             record.error = f"not finished after {deadline_s:.0f} s"
     except (HttpFailure, _PullError) as error:
@@ -98,7 +110,8 @@ async def pull(record: Pull, host: Host, source: Source, repository: str, refere
 
 
 class _Client:
-    def __init__(self, record: Pull, host: Host, source: Source, repository: str) -> None:
+    def __init__(self, record: Pull, host: Host, source: Source, repository: str, held: Collection[str]) -> None:
+        self._held = held
         self._record = record
         self._host = host
         self._source = source
@@ -107,8 +120,8 @@ class _Client:
     async def pull(self, reference: str) -> None:
         async with self._connect() as connection:
             manifest = await self._resolve(connection, reference)
-        self._record.total_bytes += manifest["config"]["size"] + sum(layer["size"] for layer in manifest["layers"])
-        waiting = list(reversed(manifest["layers"]))
+        waiting = [layer for layer in reversed(manifest["layers"]) if layer["digest"] not in self._held]
+        self._record.total_bytes += manifest["config"]["size"] + sum(layer["size"] for layer in waiting)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._work, [manifest["config"]], nursery.cancel_scope)
             for _ in range(_LAYERS_AT_ONCE):

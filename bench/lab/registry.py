@@ -15,10 +15,9 @@ import sys
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import trio
-
-from bench.lab import debian, netns
+from bench.lab import debian, netns, pacing, ready
 from bench.lab.errors import LabError
+from bench.lab.images import REF_NAME
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,6 +57,10 @@ class Registry:
         """Make an image available under a repository name and its tag. Blocking. Raises LabError."""
         raise AssertionError("a kind of registry says how")
 
+    def pace_connections(self, bytes_per_s: float) -> None:
+        """Limit what each connection that is accepted from now on gets. Raises LabError."""
+        pacing.pace_connections(self.process.pid, bytes_per_s)
+
     def sent_bytes(self) -> int:
         """Return the payload bytes of all GETs answered so far; responses count when they end."""
         with self.process.log.open("rb") as log:
@@ -71,12 +74,7 @@ class Registry:
 
     async def wait_ready(self) -> None:
         """Wait until the registry accepts connections. Raises LabError."""
-        with trio.move_on_after(_READY_TIMEOUT_S):
-            while not await _accepts(self._host, self._host.address):
-                self.process.check()
-                await trio.sleep(0.05)
-            return
-        raise LabError(f"{self.kind} does not answer after {_READY_TIMEOUT_S:.0f} s", log=self.process.tail())
+        await ready.accepting(self._host, PORT, self.process, _READY_TIMEOUT_S)
 
 
 class DockerRegistry(Registry):
@@ -108,16 +106,25 @@ class DockerRegistry(Registry):
 
 
 class LayoutRegistry(Registry):
-    """The read-only registry of `bench.lab.oci_registry`; an image is there as soon as its layout is linked."""
+    """The read-only registry of `bench.lab.oci_registry`; an image is there as soon as its blobs are linked."""
 
     def __init__(self, process: Process, host: Host, root: Path) -> None:
         super().__init__(process, host, "p2pdist's own read-only registry")
         self._root = root
 
     def push(self, image: Image, repository: str) -> None:
-        link = self._root / repository
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(image.layout)
+        # The repository is one layout, into which every image pushed to it is linked.
+        layout = self._root / repository
+        blobs = layout / "blobs" / "sha256"
+        blobs.mkdir(parents=True, exist_ok=True)
+        index = layout / "index.json"
+        earlier = json.loads(index.read_text())["manifests"] if index.exists() else []
+        entries = json.loads((image.layout / "index.json").read_text())["manifests"]
+        entries += [entry for entry in earlier if entry["annotations"][REF_NAME] != image.tag]
+        for blob in (image.layout / "blobs" / "sha256").iterdir():
+            (blobs / blob.name).unlink(missing_ok=True)
+            (blobs / blob.name).symlink_to(blob)
+        index.write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
 
 
 async def start_registry(group: ProcessGroup, host: Host, space: Workspace, *, program: str | None) -> Registry:
@@ -167,17 +174,6 @@ def _body_bytes(line: bytes) -> int:
         return 0
     entry = json.loads(line)
     return int(entry["http.response.written"]) if entry.get("http.request.method") == "GET" else 0
-
-
-async def _accepts(host: Host, address: str) -> bool:
-    connection = trio.socket.from_stdlib_socket(host.socket())
-    try:
-        await connection.connect((address, PORT))
-    except OSError:
-        return False
-    finally:
-        connection.close()
-    return True
 
 
 class _HostConnection(http.client.HTTPConnection):
