@@ -34,10 +34,7 @@ def run_in_lab(request: pytest.FixtureRequest) -> Callable[[str], str]:
     prefix = WITHOUT_ROOT if request.param == "without root" and os.geteuid() == 0 else ()
 
     def run(code: str) -> str:
-        program = (
-            f"from bench.lab import netns\nwhy = netns.why_not()\nif why: raise SystemExit('why not: ' + why)\n{code}"
-        )
-        command = [*prefix, sys.executable, "-c", program]
+        command = [*prefix, sys.executable, "-c", _PREAMBLE + code]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
         if "why not: " in done.stderr and os.environ.get("CI") != "true":
             pytest.skip(done.stderr.strip())

@@ -11,12 +11,15 @@ from rich.console import Console
 
 from bench.crowd import Rollout
 from bench.display import Display
+from bench.lab.hosts import Host
 from bench.lab.images import Image
-from bench.lab.pullers import Pull, Source
+from bench.lab.pullers import Pull
 from bench.systems import Running
 from p2pdist.core.types import Descriptor, parse_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from trio.testing import MockClock
 
 MIB = 1 << 20
@@ -24,6 +27,19 @@ MIB = 1 << 20
 
 def part(size_bytes: int) -> Descriptor:
     return Descriptor(parse_digest("sha256:" + "0" * 64), size_bytes, "")
+
+
+class Nobody:
+    """A system that does nothing."""
+
+    async def pull(self, record: Pull, host: Host, image: Image, *, deadline_s: float, held: Collection[str]) -> None:
+        raise AssertionError("nothing is pulled")
+
+    async def offer(self, image: Image) -> None:
+        raise AssertionError("nothing is offered")
+
+    async def sent_bytes(self) -> int:
+        return 0
 
 
 @pytest.fixture
@@ -34,7 +50,7 @@ async def rollout() -> Rollout:
         Pull("node1", started_s=0, finished_s=trio.current_time() + 5, done_bytes=8 * MIB),
         Pull("node2", started_s=0, done_bytes=4 * MIB),
     ]
-    return Rollout(Running("direct", {"node1": Source("http://x"), "node2": Source("http://x")}), image, pulls)
+    return Rollout(Running("direct", Nobody(), Nobody()), image, pulls)
 
 
 async def shown(rollout: Rollout, *, terminal: bool, duration_s: float) -> str:

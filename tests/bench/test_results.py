@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from bench.results import AgentRecord, NodeRecord, Result, percentile, summarize
+from bench.results import AgentRecord, Cpu, NodeRecord, Result, Setting, Traffic, percentile, summarize
 
 CONTRACT = {
     *("system", "nodes", "image_bytes", "link_mbit", "goodput_bytes_per_s", "bound_s"),
@@ -17,23 +18,36 @@ CONTRACT = {
 GIB = 1 << 30
 
 
-def node(started_s: float, finished_s: float, *, error: str | None = None) -> NodeRecord:
+LINK_S = 10.0
+"""What an image of 1 GiB takes through a link of SETTING."""
+
+SETTING = Setting(image_bytes=GIB, link_mbit=1000.0, goodput_bytes_per_s=GIB / LINK_S)
+
+
+def node(started_s: float, finished_s: float, *, error: str | None = None, late: bool = False) -> NodeRecord:
     return NodeRecord(
-        started_s=started_s, finished_s=finished_s, right=error is None, ttfb_s=(finished_s / 100,), error=error
+        started_s=started_s,
+        finished_s=finished_s,
+        right=error is None,
+        ttfb_s=(finished_s / 100,),
+        error=error,
+        late=late,
     )
 
 
-def result(pulls: list[NodeRecord], agents: tuple[AgentRecord, ...] = (), **changes: Any) -> Result:  # noqa: ANN401
-    given: dict[str, Any] = {
-        "image_bytes": GIB,
-        "link_mbit": 1000.0,
-        "goodput_bytes_per_s": GIB / 10,
-        "origin_bytes": GIB,
-        "origin_wire_bytes": None,
-        "idle_cpu_ratio": 0.5,
-        "run": {"seed": 1},
-    }
-    return summarize("p2pdist", pulls, agents, **(given | changes))
+def result(
+    pulls: Sequence[NodeRecord],
+    agents: Sequence[AgentRecord] = (),
+    *,
+    system: str = "p2pdist",
+    setting: Setting = SETTING,
+    origin_bytes: int = GIB,
+    racks: Mapping[str, int] | None = None,
+    idle_cpu_ratio: float = 0.5,
+    run: dict[str, Any] | None = None,
+) -> Result:
+    traffic = Traffic(origin_bytes=origin_bytes, rack_bytes=racks or {})
+    return summarize(system, pulls, agents, setting, traffic, Cpu(idle_cpu_ratio), {"seed": 1} if run is None else run)
 
 
 def test_the_last_node_is_held_against_the_bound() -> None:
@@ -47,6 +61,46 @@ def test_own_times_count_from_each_nodes_start() -> None:
     seen = result([node(0, 11), node(5, 15)])
     assert (seen.own_last_s, seen.last_s) == (11, 15)
     assert seen.own_ratio_to_bound == pytest.approx(1.1)
+
+
+def test_a_node_behind_a_slow_origin_is_held_against_what_that_still_has_to_give() -> None:
+    slow = Setting(
+        image_bytes=GIB, link_mbit=1000.0, goodput_bytes_per_s=GIB / 50, link_goodput_bytes_per_s=GIB / LINK_S
+    )
+    seen = result([node(0, 50), node(10, 54), node(45, 56)], setting=slow)
+    assert seen.bound_s == pytest.approx(50)
+    assert seen.own_ratio_to_bound == pytest.approx(1.1), "44 s of 40 s, 11 s of 10 s"
+
+
+def test_late_nodes_are_held_against_their_own_link() -> None:
+    seen = result([node(0, 15), node(20, 31, late=True), node(31, 43, late=True)])
+    assert seen.late_ratio_p50 == pytest.approx(1.1)
+    assert seen.late_ratio_max == pytest.approx(1.2)
+
+
+def test_without_late_nodes_and_racks_nothing_is_said_of_them() -> None:
+    seen = result([node(0, 11)])
+    assert (seen.late_ratio_p50, seen.late_ratio_max, seen.rack_ingress_ratio_max) == (None, None, None)
+
+
+def test_the_rack_that_received_most_is_told() -> None:
+    seen = result([node(0, 11)], racks={"rack1": GIB, "rack2": GIB * 5 // 4})
+    assert seen.rack_ingress_ratio_max == pytest.approx(1.25)
+
+
+def test_bytes_fetched_beyond_what_was_lacking_are_told() -> None:
+    agent = AgentRecord(cpu_s=1, peak_rss_mib=60, from_peers_bytes=GIB, from_origin_bytes=GIB // 2)
+    assert result([node(0, 11)], (agent,)).refetched_bytes == GIB // 2
+
+
+def test_what_was_spent_and_sent_before_a_run_is_not_counted() -> None:
+    before = AgentRecord(cpu_s=2, peak_rss_mib=50, control_bytes=7)
+    assert AgentRecord(cpu_s=3, peak_rss_mib=60, control_bytes=9).since(before) == AgentRecord(
+        cpu_s=1, peak_rss_mib=60, control_bytes=2
+    )
+    earlier = Traffic(origin_bytes=5, origin_wire_bytes=6, rack_bytes={"rack1": 7})
+    later = Traffic(origin_bytes=15, origin_wire_bytes=26, rack_bytes={"rack1": 37})
+    assert later.since(earlier) == Traffic(origin_bytes=10, origin_wire_bytes=20, rack_bytes={"rack1": 30})
 
 
 def test_what_agents_spent_is_divided_by_what_was_delivered() -> None:

@@ -7,28 +7,13 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from rich.console import Console
 
 from bench.crowd import Outcome
-from bench.rollout import table
 from tests.bench.conftest import ROOT
-from tests.bench.test_demo import rendered
 from tests.bench.test_results import CONTRACT, node, result
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def test_the_table_names_void_runs_and_sums_up_the_others() -> None:
-    runs = [result([node(0, 11)]), result([node(0, 12)]), result([node(0, 40)], idle_cpu_ratio=0.1)]
-    text = rendered(table(runs))
-    assert text.count("p2pdist (void)") == 1
-    assert "p2pdist ÷ bound: median 1.150, worst 1.200" in text
-
-
-def test_the_table_fits_a_terminal_of_a_hundred_columns() -> None:
-    runs = [result([node(0, 111)] * 12, idle_cpu_ratio=0.1)]
-    assert Console(width=200).measure(table(runs)).maximum <= 100
 
 
 def test_what_went_wrong_is_told_with_the_log_that_explains_it() -> None:
