@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from bench.node_figures import PARTS
 from bench.systems import SYSTEMS
 from bench.workloads import NAMES
 
@@ -119,14 +120,25 @@ def rollout(
 
 
 @bench.command()
-@click.option("--image-mib", type=_MIB, default=1024, show_default=True, help="Size of the blob, MiB.")
-@click.option("--runs", type=click.IntRange(1, 20), default=3, show_default=True, help="Warm runs.")
-@click.option("--json", "json_file", type=_FILE, help="Write the figures as one JSON object.")
-def node(image_mib: int, runs: int, json_file: Path | None) -> None:
-    """Measure one agent without peers on loopback: a cold pull, warm pulls, first byte, memory; next to nginx."""
-    from bench.node import measure
+@click.option(
+    "--part", "parts", type=click.Choice(PARTS), multiple=True, help="What to measure; may be repeated.  [default: all]"
+)
+@click.option("--image-mib", type=_MIB, default=1024, show_default=True, help="Size of the blob or image, MiB.")
+@click.option("--runs", type=click.IntRange(1, 20), default=3, show_default=True, help="Of each measurement.")
+@click.option("--nodes", type=click.IntRange(2, 50), default=3, show_default=True, help="Agents of the part swarm.")
+@click.option("--layers", type=click.IntRange(1, 127), default=4, show_default=True, help="Layers of its image.")
+@click.option("--json", "json_file", type=_FILE, help="Write one JSON object per measurement and line.")
+def node(parts: tuple[str, ...], json_file: Path | None, **sizes: int) -> None:
+    """Measure what agents cost without the network's limits: warm, cold, in a swarm; next to nginx and a registry.
 
-    _run(partial(measure, image_mib, runs, json_file, _console()))
+    Everything shares this machine, the clients too; only the CPU of what serves is counted.
+    """
+    from bench.lab import netns
+    from bench.node import Plan, measure
+
+    shaped = netns.why_not(announce=click.echo) is None
+    plan = Plan(parts=tuple(dict.fromkeys(parts)) or PARTS, namespaces=shaped, json_file=json_file, **sizes)
+    _run(partial(measure, plan, _console()))
 
 
 @bench.command()

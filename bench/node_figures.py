@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `p2pdist bench node` found: one figure for each measurement, as a row, as JSON, and against its target. Pure.
+
+CPU is that of the serving processes alone, per GiB of payload that reached clients; RSS is the peak of the largest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+GIB = 1 << 30
+P2PDIST, NGINX, REGISTRY = "p2pdist", "nginx", "registry"
+PARTS = ("serve", "swarm")
+"""What can be measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One measurement.
+
+    Args:
+        part: what was measured, such as "warm".
+        system: what served.
+        nodes: agents, or servers, that took part.
+        payload_bytes: what all clients together received.
+        ttfb_s: of each request, where measured.
+        requests: answered in `seconds`, where they are what counts.
+    """
+
+    part: str
+    system: str
+    seconds: float
+    payload_bytes: int
+    cpu_s: float
+    rss_mib_max: float
+    nodes: int = 1
+    image_bytes: int = 0
+    ttfb_s: Sequence[float] = ()
+    requests: int | None = None
+    failed_pulls: int = 0
+    egress_ratio: float | None = None
+    idle_cpu_ratio: float | None = None
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self.payload_bytes / self.seconds if self.seconds else 0.0
+
+    @property
+    def cpu_s_per_gib(self) -> float:
+        return self.cpu_s / (self.payload_bytes / GIB) if self.payload_bytes else 0.0
+
+    @property
+    def requests_per_s(self) -> float | None:
+        return None if self.requests is None or not self.seconds else self.requests / self.seconds
+
+    def ttfb(self, percent: float) -> float | None:
+        """Return a percentile of the times to the first byte, in seconds; None without any."""
+        ordered = sorted(self.ttfb_s)
+        return ordered[min(len(ordered) - 1, int(percent / 100 * len(ordered)))] if ordered else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the figure under the keys of the command-line contract; None where a key has no meaning here."""
+        return {
+            "system": self.system,
+            "part": self.part,
+            "nodes": self.nodes,
+            "image_bytes": self.image_bytes,
+            "link_mbit": None,
+            "goodput_bytes_per_s": self.bytes_per_s,
+            "bound_s": None,
+            "first_s": None,
+            "p50_s": None,
+            "p99_s": None,
+            "last_s": self.seconds,
+            "ratio_to_bound": None,
+            "origin_egress_ratio": self.egress_ratio,
+            "cpu_s_per_gib": self.cpu_s_per_gib,
+            "rss_mib_max": self.rss_mib_max,
+            "control_bytes_per_node": None,
+            "ttfb_p50_s": self.ttfb(50),
+            "ttfb_p99_s": self.ttfb(99),
+            "failed_pulls": self.failed_pulls,
+            "duplicate_bytes_ratio": None,
+            "idle_cpu_ratio": self.idle_cpu_ratio,
+            "requests_per_s": self.requests_per_s,
+            "payload_bytes": self.payload_bytes,
+            "cpu_s": self.cpu_s,
+        }
+
+
+_COLUMNS: Sequence[tuple[str, Callable[[Figure], str]]] = (
+    ("part", lambda figure: figure.part),
+    ("served by", lambda figure: figure.system),
+    ("seconds", lambda figure: f"{figure.seconds:.2f}"),
+    ("GB/s", lambda figure: f"{figure.bytes_per_s / 1e9:.2f}"),
+    ("CPU-s/GiB", lambda figure: f"{figure.cpu_s_per_gib:.2f}"),
+    ("requests/s", lambda figure: _number(figure.requests_per_s, 0)),
+    ("TTFB p50 ms", lambda figure: _number(figure.ttfb(50), 1, 1000)),
+    ("p99", lambda figure: _number(figure.ttfb(99), 1, 1000)),
+    ("RSS MiB", lambda figure: f"{figure.rss_mib_max:.0f}"),
+    ("idle %", lambda figure: _number(figure.idle_cpu_ratio, 0, 100)),
+)
+
+
+def table(figures: Sequence[Figure]) -> Table:
+    """Return a row for each figure."""
+    shown = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for number, (name, _) in enumerate(_COLUMNS):
+        shown.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)
+    for figure in figures:
+        shown.add_row(*(cell(figure) for _, cell in _COLUMNS))
+    return shown
+
+
+def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
+    return "-" if value is None else f"{value * factor:.{digits}f}"
