@@ -9,10 +9,12 @@ connection's place.
 from __future__ import annotations
 
 import errno
+import os
 import random
 import signal
 import socket
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 import hypercorn.config
@@ -42,6 +44,8 @@ HELLO_S = 5.0
 DEAD_S = 20
 RECEIVE_BYTES = 64 * 1024
 MAX_QUEUED_BYTES = 8 * 1024 * 1024
+DELIVERED_AT_ONCE = 250
+"""Of what a tick sends to thousands: some milliseconds of sending, then others get their answers."""
 MAX_GREETING = 1024
 """Connections that have not said who they are; after a restart all agents come back within seconds."""
 
@@ -54,25 +58,35 @@ class AgentConnection:
         self.peer: PeerId | None = None
         """Set once it has been admitted."""
         self.pending = bytearray()
-        self.wake = trio.Event()
+        self.blocked = trio.Event()
+        """Set while the socket is full and what is pending is the writer's to send."""
         self.scope = trio.CancelScope()
 
     def send(self, frame: bytes) -> None:
+        """Queue a frame; `flush` sends it."""
         if len(self.pending) > MAX_QUEUED_BYTES:
             self.scope.cancel()
             return
         self.pending += frame
-        self.wake.set()
+
+    def flush(self) -> None:
+        """Send what the socket takes at once: nearly always all, and that without waking a task."""
+        if self.blocked.is_set():
+            return
+        with suppress(OSError):  # The writer finds a broken connection, too, and says so.
+            del self.pending[: os.write(self.stream.socket.fileno(), self.pending)]
+        if self.pending:
+            self.blocked.set()
 
     async def write(self) -> None:
-        """Send what is queued until cancelled."""
+        """Send what the socket did not take at once, until cancelled."""
         while True:
-            if not self.pending:
-                self.wake = trio.Event()
-                await self.wake.wait()
-            data = bytes(self.pending)
-            self.pending.clear()
-            await self.stream.send_all(data)
+            await self.blocked.wait()
+            while self.pending:
+                data = bytes(self.pending)
+                self.pending.clear()
+                await self.stream.send_all(data)
+            self.blocked = trio.Event()
 
 
 class SchedulerServer:
@@ -142,9 +156,13 @@ class SchedulerServer:
     async def _tick(self) -> None:
         while True:
             await trio.sleep(PUSH_S)
-            self._deliver(self.state.tick(trio.current_time()))
+            out = self.state.tick(trio.current_time())
+            for first in range(0, len(out), DELIVERED_AT_ONCE):
+                self._deliver(out[first : first + DELIVERED_AT_ONCE])
+                await trio.lowlevel.checkpoint()
 
     def _deliver(self, out: Iterable[tuple[PeerId, Message]]) -> None:
+        touched: dict[AgentConnection, None] = {}
         last: Message | None = None
         frame = b""
         for peer, message in out:
@@ -154,6 +172,9 @@ class SchedulerServer:
             if connection is not None:
                 self.messages_out += 1
                 connection.send(frame)
+                touched[connection] = None
+        for connection in touched:
+            connection.flush()
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         """Serve one agent until it goes; nothing that it does ends the scheduler."""
@@ -235,14 +256,18 @@ class SchedulerServer:
             self._deliver(self.state.gone(peer, trio.current_time()))
 
     def _take_in(self, connection: AgentConnection, items: list[Message | ChunkSpan]) -> None:
-        for item in items:
-            peer = connection.peer
-            if peer is None or self._connections.get(peer) is not connection:
-                return
-            if isinstance(item, ChunkSpan):
-                raise RemoteProtocolError("it sends chunk bytes to the scheduler")
-            self.messages_in += 1
-            self._deliver(self.state.said(peer, item, trio.current_time()))
+        peer = connection.peer
+        if peer is None or self._connections.get(peer) is not connection:
+            return
+        out: list[tuple[PeerId, Message]] = []
+        try:
+            for item in items:
+                if isinstance(item, ChunkSpan):
+                    raise RemoteProtocolError("it sends chunk bytes to the scheduler")
+                self.messages_in += 1
+                out += self.state.said(peer, item, trio.current_time())
+        finally:
+            self._deliver(out)
 
 
 def _tune(stream: trio.SocketStream) -> None:

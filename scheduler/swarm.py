@@ -64,8 +64,8 @@ MAX_PAUSE_S = 30.0
 """How long one agent's Failed may keep all from a registry."""
 SAMPLE = 8
 """Members looked at for a lease in a large swarm."""
-CANDIDATES = 8
-"""Times the degree: members looked at for a newcomer's neighbours in a large swarm."""
+CANDIDATES = 16
+"""Members looked at for each neighbour that a newcomer wants in a large swarm."""
 MAX_NAMED = 100
 """Addresses in one Neighbours."""
 MAX_SWARMS = 20_000
@@ -73,6 +73,8 @@ MAX_JOINED = 4096
 """Blobs that one agent may want at a time."""
 MAX_STORED = 10_000
 """Blobs remembered per agent."""
+
+_NOBODY = Crowd()
 
 Outbox = list[tuple["PeerId", Message]]
 
@@ -261,21 +263,33 @@ class SchedulerState:
 
     def _introduce(self, peer: PeerId, member: Member, swarm: Swarm) -> Outbox:
         """Name a newcomer's neighbours in a swarm: those that it has already, for the sake of another blob, first."""
-        holders = self._holders.get(swarm.blob, Crowd())
+        holders = self._holders.get(swarm.blob, _NOBODY)
         known = [other for other in member.neighbours if other in swarm.members or other in holders]
-        most = CANDIDATES * self._degree
-        drawn = dict.fromkeys([*swarm.members.sample(most, self._rng), *holders.sample(most, self._rng)])
-        others = [other for other in drawn if other != peer and self.members[other].address.port]
-        if len(others) > self._degree:
-            others = [other for other in others if other not in member.neighbours]
-            degrees = {other: len(self.members[other].neighbours) for other in others}
-            sites = {other: self.members[other].address.site for other in [*others, peer]}
-            wanted = max(0, -(-self._degree // 2) - len(known))
-            others = known[:MAX_NAMED] + neighbours(peer, others, degrees, sites, wanted, self._rng)
+        small = max(len(swarm.members), len(holders)) <= self._degree + 1
+        others = self._others(peer, swarm, 2 * (self._degree + 1)) if small else []
+        if not small or len(others) > self._degree:
+            wanted = -(-self._degree // 2) - len(known)
+            others = known[:MAX_NAMED] + self._strangers(peer, member, swarm, wanted)
         for other in others:
             self.members[other].neighbours[peer] = None
             member.neighbours[other] = None
         return self._name(peer, swarm, others)
+
+    def _others(self, peer: PeerId, swarm: Swarm, most: int) -> list[PeerId]:
+        """Return members and holders that can be dialled, all where either are no more than `most`."""
+        holders = self._holders.get(swarm.blob, _NOBODY)
+        drawn = dict.fromkeys([*swarm.members.sample(most, self._rng), *holders.sample(most, self._rng)])
+        return [other for other in drawn if other != peer and self.members[other].address.port]
+
+    def _strangers(self, peer: PeerId, member: Member, swarm: Swarm, wanted: int) -> list[PeerId]:
+        """Return up to `wanted` peers of a swarm that are no neighbours yet, those with few neighbours first."""
+        if wanted <= 0:
+            return []
+        drawn = self._others(peer, swarm, CANDIDATES * wanted)
+        others = [other for other in drawn if other not in member.neighbours]
+        degrees = {other: len(self.members[other].neighbours) for other in others}
+        sites = {other: self.members[other].address.site for other in [*others, peer]}
+        return neighbours(peer, others, degrees, sites, wanted, self._rng)
 
     def _name(self, peer: PeerId, swarm: Swarm, others: Iterable[PeerId]) -> Outbox:
         addresses = [self.members[other].address for other in others if self.members[other].address.port]
