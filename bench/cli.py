@@ -25,6 +25,7 @@ T = TypeVar("T")
 _NODES = click.IntRange(1, 200)
 _MBIT = click.FloatRange(1, 100_000)
 _MIB = click.IntRange(1, 64 << 10)
+_PART = click.FloatRange(0, 1)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
@@ -160,6 +161,41 @@ def scheduler(json_file: Path | None, runs: int, image_mib: int, **shape: float)
 
     plans = [Plan(image_bytes=image_mib << 20, seed=seed, **shape) for seed in range(1, runs + 1)]  # type: ignore[arg-type]
     sys.exit(0 if _run(partial(measure, plans, json_file, _console())) else 1)
+
+
+@bench.command()
+@click.option("--nodes", type=click.IntRange(2, 200_000), help="Simulated agents.  [default: 1000]")
+@click.option("--link-mbit", type=_MBIT, help="Each node's link, Mbit/s both ways.  [default: 50]")
+@click.option("--origin-mbit", type=_MBIT, help="The registry's link.  [default: as --link-mbit]")
+@click.option("--origin-per-connection-mbit", type=_MBIT, help="What the registry limits each connection to.")
+@click.option("--image-mib", type=_MIB, help="Size of the image, MiB.  [default: 64]")
+@click.option("--layers", type=click.IntRange(1, 127), help="Its layers, of equal size.  [default: 1]")
+@click.option("--degree", type=click.IntRange(4, 100), help="Neighbours per agent.  [default: 20]")
+@click.option("--jitter-s", type=click.FloatRange(0), help="Spread of the starts, s.  [default: 1]")
+@click.option("--latency-s", type=click.FloatRange(0, 1), help="Of each message, one way.  [default: 0.005]")
+@click.option("--slow", "slow_ratio", type=_PART, help="Part of the nodes that have slow links.  [default: 0]")
+@click.option("--slow-factor", type=click.FloatRange(0.001, 1), help="Their rate over the others'.  [default: 0.1]")
+@click.option("--leave", "leave_per_minute", type=_PART, help="Part of the nodes that leaves per minute.  [default: 0]")
+@click.option("--replaced/--not-replaced", default=None, help="Whether for each that leaves a new node joins.")
+@click.option("--racks", type=click.IntRange(0, 10_000), help="Racks, each with a switch.  [default: 0, all on one]")
+@click.option("--rack-uplink-mbit", "rack_mbit", type=_MBIT, help="What all nodes of a rack share, both ways.")
+@click.option("--tick-s", type=click.FloatRange(0.01, 1), help="Between looks at an agent's timers.  [default: 0.1]")
+@click.option("--like-lab", is_flag=True, help="Start from what `rollout --workload W1` measures.")
+@click.option("--runs", "--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Of one seed each.")
+@click.option("--seed", type=int, help="Of the first run; then one more for each.  [default: 1]")
+@click.option("--json", "json_file", type=_FILE, help="Write one JSON object per run and line.")
+def simulate(runs: int, like_lab: bool, json_file: Path | None, **sizes: Any) -> None:  # noqa: ANN401  # fields of Plan
+    """Simulate a rollout to thousands of nodes: the agents' and the scheduler's own decisions on virtual time.
+
+    Links are shared fairly, and CPU costs nothing. The bound is the image over a node's own link, or what the
+    registry and all nodes together can give, whichever is later. See bench/README.md.
+    """
+    from bench.simulator.plan import LIKE_LAB, Plan
+    from bench.simulator.run import simulate
+
+    changes = {name: value for name, value in sizes.items() if value is not None}
+    plan = replace(LIKE_LAB if like_lab else Plan(), **changes)
+    sys.exit(0 if simulate(plan, runs, json_file, _console()) else 1)
 
 
 def _run(main: Callable[[], Awaitable[T]]) -> T:
