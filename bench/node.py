@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from bench.node_figures import table
-from bench.node_serve import measure_serving
+from bench.node_peers import measure_peers
+from bench.node_serve import measure_blob, measure_ranges, measure_small
 from bench.node_swarm import measure_swarm
 
 if TYPE_CHECKING:
@@ -67,4 +68,8 @@ async def _part(part: str, plan: Plan) -> list[Figure]:
         return await measure_swarm(
             size_bytes, nodes=plan.nodes, layers=plan.layers, runs=plan.runs, shaped=plan.namespaces
         )
-    return await measure_serving(size_bytes, runs=plan.runs)
+    if part == "small":
+        return await measure_small(runs=plan.runs)
+    return await {"blob": measure_blob, "ranges": measure_ranges, "peers": measure_peers}[part](
+        size_bytes, runs=plan.runs
+    )

@@ -19,12 +19,16 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from bench.lab.errors import LabError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _BUFFER_BYTES = 1 << 20
 _LOW_WATER_BYTES = 256 << 10
 """Wake up for no less: wake-ups, not bytes, are what receiving costs."""
+_ACCEPT = "application/vnd.oci.image.manifest.v1+json, */*"
+"""docker-registry hides OCI manifests from who does not name them."""
 _TIMEOUT_S = 120.0
 _LATE_S = 30.0
 """The process is given so much longer before it is ended."""
@@ -55,7 +59,7 @@ class Seen:
     ttfb_s: list[float] = field(default_factory=list)
 
 
-class ClientError(Exception):
+class ClientError(LabError):
     """A server answered something else than was asked for."""
 
 
@@ -93,7 +97,7 @@ class _Connection:
         wanted = f"Range: {byte_range}\r\n" if byte_range else ""
         self._low_water(1)
         self.asked_at = time.perf_counter()
-        self.sock.sendall(f"GET {target} HTTP/1.1\r\nHost: {host}\r\n{wanted}Accept: */*\r\n\r\n".encode())
+        self.sock.sendall(f"GET {target} HTTP/1.1\r\nHost: {host}\r\n{wanted}Accept: {_ACCEPT}\r\n\r\n".encode())
 
     def receive(self, buffer: memoryview, check: bool) -> int:
         """Receive what is there; return how much of the body that was."""

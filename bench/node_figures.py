@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 P2PDIST, NGINX, REGISTRY = "p2pdist", "nginx", "registry"
-PARTS = ("serve", "swarm")
+PARTS = ("blob", "ranges", "small", "peers", "swarm")
 """What can be measured."""
 
 
@@ -60,6 +60,10 @@ class Figure:
     def requests_per_s(self) -> float | None:
         return None if self.requests is None or not self.seconds else self.requests / self.seconds
 
+    @property
+    def cpu_s_per_request(self) -> float | None:
+        return None if not self.requests else self.cpu_s / self.requests
+
     def ttfb(self, percent: float) -> float | None:
         """Return a percentile of the times to the first byte, in seconds; None without any."""
         ordered = sorted(self.ttfb_s)
@@ -90,6 +94,7 @@ class Figure:
             "duplicate_bytes_ratio": None,
             "idle_cpu_ratio": self.idle_cpu_ratio,
             "requests_per_s": self.requests_per_s,
+            "cpu_s_per_request": self.cpu_s_per_request,
             "payload_bytes": self.payload_bytes,
             "cpu_s": self.cpu_s,
         }
@@ -102,6 +107,7 @@ _COLUMNS: Sequence[tuple[str, Callable[[Figure], str]]] = (
     ("GB/s", lambda figure: f"{figure.bytes_per_s / 1e9:.2f}"),
     ("CPU-s/GiB", lambda figure: f"{figure.cpu_s_per_gib:.2f}"),
     ("requests/s", lambda figure: _number(figure.requests_per_s, 0)),
+    ("CPU-ms each", lambda figure: _number(figure.cpu_s_per_request, 2, 1000)),
     ("TTFB p50 ms", lambda figure: _number(figure.ttfb(50), 1, 1000)),
     ("p99", lambda figure: _number(figure.ttfb(99), 1, 1000)),
     ("RSS MiB", lambda figure: f"{figure.rss_mib_max:.0f}"),
