@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bench.lab.processes import Process, ProcessGroup
     from bench.lab.pullers import Pull
 
-MISSING = "libtorrent not found; install with: {python} -m pip install libtorrent"
+MISSING = "libtorrent not found; install with: {python} -m pip install 'libtorrent>=2.1'"
 _PORT, _CONTROL_PORT = 6881, 6980
 _READY_TIMEOUT_S = 30.0
 _ORDER_TIMEOUT_S = 60.0
