@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bench.results import Result
     from bench.workloads import Workload
 
-_COLOURS = {"p2pdist-mdns": "mdns"}
+_COLOURS = {"p2pdist-mdns": "mdns", "bittorrent-plain": "plain"}
 """Of systems whose name is not the name of their colour."""
 
 _PANEL = Frame(width=470, height=250)

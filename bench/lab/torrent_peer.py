@@ -72,8 +72,8 @@ class _Peer:
         self._session = lt.session({**TUNED, **told, "alert_mask": categories})
         self._torrents: list[_Torrent] = []
 
-    def seed(self, *, directory: str, files: Mapping[str, int], torrent: str) -> dict[str, Any]:
-        """Make a torrent of files below `directory`, write it to `torrent`, and seed it, first to nobody twice."""
+    def seed(self, *, directory: str, files: Mapping[str, int], torrent: str, super_seeding: bool) -> dict[str, Any]:
+        """Make a torrent of files below `directory`, write it to `torrent`, and seed it."""
         root = Path(directory)
         entries = [lt.create_file_entry(f"{root.name}/{name}", size) for name, size in files.items()]
         # Pieces that no two files share: whoever has a layer need not fetch a part of it again.
@@ -81,7 +81,7 @@ class _Peer:
         made.set_priv(True)
         lt.set_piece_hashes(made, str(root.parent))
         Path(torrent).write_bytes(lt.bencode(made.generate()))
-        flags = lt.torrent_flags.seed_mode | lt.torrent_flags.super_seeding
+        flags = lt.torrent_flags.seed_mode | (lt.torrent_flags.super_seeding if super_seeding else 0)
         self._add(torrent, str(root.parent), flags)
         return {}
 

@@ -90,10 +90,16 @@ class TorrentPeer:
 
 @dataclass(slots=True)
 class Torrents:
-    """One swarm: its seed and its leechers by the names of their hosts."""
+    """One swarm: its seed and its leechers by the names of their hosts.
+
+    Args:
+        super_seeding: whether the seed gives each piece to one leecher first, and the next once that one has given
+            it on. libtorrent then gives a new leecher nothing for its first ten seconds.
+    """
 
     seed: TorrentPeer
     leechers: dict[str, TorrentPeer]
+    super_seeding: bool
     _torrents: dict[str, Path] = field(default_factory=dict)
     """Of each image that is seeded, by tag."""
     _started: dict[str, list[TorrentPeer]] = field(default_factory=dict)
@@ -103,7 +109,8 @@ class Torrents:
         torrent = self.seed.directory / f"{image.tag}.torrent"
         files = {image.blob_path(part).name: part.size_bytes for part in image.parts}
         directory = image.blob_path(image.manifest).parent
-        await self.seed.order("seed", directory=str(directory), files=files, torrent=str(torrent))
+        what = {"directory": str(directory), "files": files, "torrent": str(torrent)}
+        await self.seed.order("seed", **what, super_seeding=self.super_seeding)
         self._torrents[image.tag] = torrent
         self._started[image.tag] = []
 
@@ -126,6 +133,7 @@ class Torrents:
 
     async def _leech(self, record: Pull, peer: TorrentPeer, image: Image, held: Collection[str]) -> None:
         names = [image.blob_path(part).name for part in image.parts if part.digest in held]
+        asked_s = trio.current_time()
         others = [self.seed, *self._started[image.tag]]
         self._started[image.tag].append(peer)
         await peer.order(
@@ -140,13 +148,17 @@ class Torrents:
         while not finished:
             seen = await peer.order("status", wait_s=_REPORT_EVERY_S)
             record.done_bytes, record.error, finished = seen["done_bytes"], seen["error"], seen["finished"]
+            if record.done_bytes and not record.ttfb_s:
+                record.ttfb_s.append(trio.current_time() - asked_s)
 
     @staticmethod
     def _directory(peer: TorrentPeer, image: Image) -> Path:
         return peer.directory / image.tag
 
 
-async def start_torrents(group: ProcessGroup, seed_host: Host, nodes: Sequence[Host], data: Path) -> Torrents:
+async def start_torrents(
+    group: ProcessGroup, seed_host: Host, nodes: Sequence[Host], data: Path, *, super_seeding: bool
+) -> Torrents:
     """Start a seed and a leecher on each node, of nothing yet.
 
     Args:
@@ -162,7 +174,7 @@ async def start_torrents(group: ProcessGroup, seed_host: Host, nodes: Sequence[H
     async with trio.open_nursery() as nursery:
         for peer in (seed, *leechers.values()):
             nursery.start_soon(ready.accepting, peer.host, _CONTROL_PORT, peer.process, _READY_TIMEOUT_S)
-    return Torrents(seed, leechers)
+    return Torrents(seed, leechers, super_seeding)
 
 
 def _start(group: ProcessGroup, host: Host, name: str, data: Path) -> TorrentPeer:
