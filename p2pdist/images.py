@@ -117,6 +117,10 @@ class Images:
 
     async def open_blob(self, repository: Repository, digest: Digest) -> BlobReader:
         """Return a reader of a blob, which starts its pull if it is neither here nor on its way."""
+        stored = self._puller.open_stored(digest)
+        if stored is not None:
+            self._first_byte(digest)
+            return stored
         named = self._named.get(digest)
         size = await self.blob_size(repository, digest)
         return await self._puller.open_blob(

@@ -138,6 +138,11 @@ class Puller:
         size = self.stored_size(digest)
         return None if size is None else self._splits.get(digest, Split(from_cache=size))
 
+    def open_stored(self, digest: Digest) -> BlobReader | None:
+        """Return a reader of a blob that is here whole, else None. Raises StoreError."""
+        stored = self._store.open(digest)
+        return None if stored is None else StoredReader(stored)
+
     async def open_blob(
         self, repository: Repository, digest: Digest, size_bytes: int, *, named: bool, first_byte: Callable[[], None]
     ) -> BlobReader:
@@ -149,10 +154,10 @@ class Puller:
         Raises:
             OriginError, PullFailed, StoreError.
         """
-        stored = self._store.open(digest)
+        stored = self.open_stored(digest)
         if stored is not None:
             first_byte()
-            return StoredReader(stored)
+            return stored
         arrival = await self.start(repository, digest, size_bytes)
         if arrival.failure is not None:
             raise _plain(arrival.failure)

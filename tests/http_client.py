@@ -124,6 +124,7 @@ async def start_server(
 ) -> tuple[HttpServer, int]:
     """Serve on a free loopback port; return the server and the port."""
     listeners = await open_listeners("127.0.0.1", 0)
+    port = listeners[0].socket.getsockname()[1]
     server = HttpServer(application, limits)
     await nursery.start(server.serve, listeners)
-    return server, listeners[0].socket.getsockname()[1]
+    return server, port

@@ -8,6 +8,9 @@ Invariants:
 - a body that cannot be finished ends in a reset, never in a clean close: the client must see that it is incomplete;
 - each wait has a deadline, except the application's for its own content, which ends when the client hangs up;
 - requests are answered in order, one at a time; what was sent ahead is kept, at most two headers' worth.
+
+A small answer costs what surrounds it (docs/performance.md): one task listens for as long as the connection lasts,
+what can be sent at once is, without a deadline or a trip through the event loop, and h11 only reads.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
@@ -28,7 +31,6 @@ from p2pdist.errors import P2PDistError
 from p2pdist.net.http_messages import CLIENT_LEFT, Exchange, FileBody, Request, Response
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     from p2pdist.net.http_messages import Application, Limits
@@ -67,31 +69,24 @@ class _ClientGone(Exception):
     """The client hung up, or takes nothing more."""
 
 
-class _Placeholder:
-    """Stands for the bytes of a file in h11's books (see `Connection.send_with_data_passthrough`)."""
-
-    def __init__(self, length: int) -> None:
-        self._length = length
-
-    def __len__(self) -> int:
-        return self._length
-
-
 class Connection:
     """One client. `close` resets the connection unless all that was promised was sent."""
 
-    def __init__(
-        self, client: trio.socket.SocketType, application: Application, limits: Limits, places: Places
-    ) -> None:
+    def __init__(self, client: socket.socket, application: Application, limits: Limits, places: Places) -> None:
         self._socket = client
         self._application = application
         self._limits = limits
         self._places = places
         self._input = bytearray()
+        self._arrived = trio.Event()
+        """Set when there is input, or will be no more."""
+        self._taken = trio.Event()
+        """Set when there is room for input again."""
         self._gone = False
         self._wants_body = True
         self._owes = False
         self._waiting: trio.CancelScope | None = None
+        """The wait for the application, which ends when the client hangs up."""
         self._first_byte_at: float | None = None
         self._sent_bytes = 0
 
@@ -102,50 +97,99 @@ class Connection:
 
     async def run(self) -> None:
         """Answer requests until either side has had enough."""
+        self._socket.setblocking(False)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen)
+            lingers = await self._converse()
+            nursery.cancel_scope.cancel()
+        if lingers:
+            await self._linger()
+
+    async def _converse(self) -> bool:
+        """Answer requests; return whether the client, who has its last answer, may still be sending."""
         waiting = self._places.fresh(self._limits.header_s)
         while await self._requested(waiting):
             parser = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.header_bytes)
             request = await self._read_request(parser)
-            if request is None or not await self._exchange(parser, request):
-                return
-            if parser.our_state is not h11.DONE:
-                await self._linger()
-                return
+            if request is None:
+                return False
+            closing = isinstance(request, Response) or parser.their_state is not h11.DONE
+            if not await self._exchange(request, closing=closing):
+                return False
+            if closing or self._places.stopping:
+                return True
             waiting = self._places.idle(self._limits.idle_s)
+        return False
+
+    # Input
+
+    async def _listen(self) -> None:
+        """Take in what the client sends, also ahead of time, and notice that it hangs up."""
+        while not self._gone:
+            if len(self._input) >= _RECEIVE_BYTES:
+                self._taken = trio.Event()
+                await self._taken.wait()
+            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                data = self._socket.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError:
+                data = b""
+            self._input += data
+            self._arrived.set()
+            if not data:
+                self._gone = True
+                if self._waiting is not None:
+                    self._waiting.cancel()
+
+    async def _receive(self) -> bool:
+        """Wait for input; False where none will come any more."""
+        if not self._input and not self._gone:
+            self._arrived = trio.Event()
+            await self._arrived.wait()
+        return bool(self._input)
 
     async def _requested(self, waiting: AbstractContextManager[None]) -> bool:
         """Wait for the first byte of a request; False where none comes."""
+        if self._input:
+            # Sent ahead; others have their turn first.
+            await trio.lowlevel.checkpoint()
+            return True
         with waiting:
-            return bool(self._input) or await self._receive()
+            return await self._receive()
         return False
-
-    async def _receive(self) -> bool:
-        """Read what there is; False at the end."""
-        data = await self._socket.recv(_RECEIVE_BYTES)
-        self._input += data
-        self._gone = not data
-        return not self._gone
 
     # Requests
 
     async def _read_request(self, parser: h11.Connection) -> Request | Response | None:
         """Return the next request, the answer to one that is refused unread, or None where the client left."""
+        request = self._parse(parser)
+        if request is not None:
+            return request
         with trio.move_on_after(self._limits.header_s):
-            while True:
-                parser.receive_data(bytes(self._input))
-                self._input.clear()
-                try:
-                    event = parser.next_event()
-                except h11.RemoteProtocolError as error:
-                    return self._application.refuse(error.error_status_hint, f"not an HTTP request: {error}")
-                if isinstance(event, h11.Request):
-                    self._wants_body = event.method != b"HEAD"
-                    return self._checked(event, parser)
-                if not await self._receive():
-                    return None
+            while await self._receive():
+                request = self._parse(parser)
+                if request is not None:
+                    return request
+            return None
         return self._application.refuse(408, f"no complete request within {self._limits.header_s:g} s")
+
+    def _parse(self, parser: h11.Connection) -> Request | Response | None:
+        """Give the parser all input; return the request that this completes, or the answer where it is refused."""
+        parser.receive_data(bytes(self._input))
+        self._input.clear()
+        self._taken.set()
+        try:
+            event = parser.next_event()
+        except h11.RemoteProtocolError as error:
+            return self._application.refuse(error.error_status_hint, f"not an HTTP request: {error}")
+        if not isinstance(event, h11.Request):
+            return None
+        self._wants_body = event.method != b"HEAD"
+        return self._checked(event, parser)
 
     def _checked(self, event: h11.Request, parser: h11.Connection) -> Request | Response:
         """Refuse what h11 lets pass: a header that arrived too large in one go, ambiguous lengths, bodies."""
@@ -167,22 +211,19 @@ class Connection:
 
     # Exchanges
 
-    async def _exchange(self, parser: h11.Connection, request: Request | Response) -> bool:
+    async def _exchange(self, request: Request | Response, *, closing: bool) -> bool:
         """Answer a request, or send its refusal; return whether the client has all of it."""
         self._first_byte_at, self._sent_bytes = None, 0
         started_at = trio.current_time()
         complete, response = False, None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch)
-            try:
-                response = request if isinstance(request, Response) else await self._handle(request)
-                if response is not None:
-                    complete = await self._send(parser, response, refused=response is request)
-            finally:
-                if response is not None:
-                    response.close()
-                self._report(response, complete, started_at)
-                nursery.cancel_scope.cancel()
+        try:
+            response = request if isinstance(request, Response) else await self._handle(request)
+            if response is not None:
+                complete = await self._send(response, closing=closing)
+        finally:
+            if response is not None:
+                response.close()
+            self._report(response, complete, started_at)
         return complete
 
     def _report(self, response: Response | None, complete: bool, started_at: float) -> None:
@@ -190,58 +231,30 @@ class Connection:
         kind, status = (response.kind, response.status) if response is not None else ("other", CLIENT_LEFT)
         self._application.finished(Exchange(kind, status, first_byte_at - started_at, self._sent_bytes, complete))
 
-    async def _watch(self) -> None:
-        """Notice that the client hangs up; what it sends ahead is kept for the next request."""
-        while len(self._input) < _RECEIVE_BYTES:
-            await trio.lowlevel.wait_readable(self._socket)
-            try:
-                data = os.read(self._socket.fileno(), _RECEIVE_BYTES)
-            except BlockingIOError:
-                continue
-            except OSError:
-                data = b""
-            self._input += data
-            if not data:
-                self._gone = True
-                if self._waiting is not None:
-                    self._waiting.cancel()
-                return
-
-    @contextmanager
-    def _while_client_is_there(self) -> Iterator[None]:
-        """Cancel a wait for the application when the client hangs up; then raises _ClientGone."""
-        with trio.CancelScope() as self._waiting:
-            if self._gone:
-                self._waiting.cancel()
-            yield
-        if self._waiting.cancelled_caught:
-            raise _ClientGone
-
     async def _handle(self, request: Request) -> Response | None:
+        """Return the application's answer, None where the client hung up before there was one."""
         try:
-            with self._while_client_is_there():
+            with trio.CancelScope() as self._waiting:
+                if self._gone:
+                    self._waiting.cancel()
                 return await self._application.handle(request)
-        except _ClientGone:
-            return None
         except Exception:
             log.exception("http.handler_failed", method=request.method, target=request.target[:200])
             return self._application.refuse(500, "the agent failed at this request; its log says why")
+        return None
 
-    async def _send(self, parser: h11.Connection, response: Response, *, refused: bool) -> bool:
+    async def _send(self, response: Response, *, closing: bool) -> bool:
         """Send a response; return whether all of it went out."""
         self._owes = True
         try:
-            head = parser.send(self._head(response, closing=refused or parser.their_state is not h11.DONE))
+            head = self._head(response, closing=closing)
             body = response.body if self._wants_body else b""
             if isinstance(body, FileBody):
-                await self._send_all(head)
+                await self._send_all(head, socket.MSG_MORE)
                 await self._send_file(body)
-                sent = _Placeholder(body.stop - body.start)
-                parser.send_with_data_passthrough(h11.Data(data=sent))  # type: ignore[arg-type]
             else:
-                await self._send_all(head + parser.send(h11.Data(data=body)))
+                await self._send_all(head + body)
                 self._note_sent(len(body))
-            parser.send(h11.EndOfMessage())
         except (ConnectionError, TimeoutError, _ClientGone) as error:
             log.debug("http.client_left", kind=response.kind, sent_bytes=self._sent_bytes, error=str(error))
             return False
@@ -254,25 +267,36 @@ class Connection:
         self._owes = False
         return True
 
-    def _head(self, response: Response, *, closing: bool) -> h11.Response:
-        headers = [*response.headers, ("Date", formatdate(usegmt=True))]
+    def _head(self, response: Response, *, closing: bool) -> bytes:
+        """Return the head of a response. Raises ValueError where a header would break out of its line."""
+        lines = [f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in response.headers]
+        lines.append(f"Date: {formatdate(usegmt=True)}")
         if response.status not in (204, 304):
-            headers.append(("Content-Length", str(response.content_length_bytes)))
+            lines.append(f"Content-Length: {response.content_length_bytes}")
         if closing or self._places.stopping:
-            headers.append(("Connection", "close"))
-        return h11.Response(
-            status_code=response.status, headers=headers, reason=HTTPStatus(response.status).phrase.encode()
-        )
+            lines.append("Connection: close")
+        head = "\r\n".join(lines)
+        if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1 or "\0" in head:
+            raise ValueError(f"a header of more than a line: {response.headers}")
+        return f"{head}\r\n\r\n".encode("ascii")
 
     # Bytes
 
-    async def _send_all(self, data: bytes) -> None:
+    async def _send_all(self, data: bytes, flags: int = 0) -> None:
         left = memoryview(data)
         while left:
-            with trio.move_on_after(self._limits.write_stall_s) as stall:
-                left = left[await self._socket.send(left) :]
-            if stall.cancelled_caught:
-                raise _ClientGone("it takes no bytes")
+            try:
+                left = left[self._socket.send(left, flags) :]
+            except BlockingIOError:
+                await self._writable()
+
+    async def _writable(self) -> None:
+        """Wait until the client takes bytes. Raises _ClientGone where it takes none for too long."""
+        with trio.move_on_after(self._limits.write_stall_s):
+            await trio.lowlevel.wait_writable(self._socket)
+            return
+        raise _ClientGone("it takes no bytes")
 
     def _note_sent(self, sent_bytes: int) -> None:
         self._sent_bytes += sent_bytes
@@ -280,31 +304,33 @@ class Connection:
             self._first_byte_at = trio.current_time()
 
     async def _send_file(self, body: FileBody) -> None:
-        at = body.start
+        at, ready = body.start, body.ready
         while at < body.stop:
-            with self._while_client_is_there():
-                ready = await body.source.available(at, body.stop)
+            if ready <= at:
+                ready = await self._available(body, at)
             await self._send_span(body.source.fileno(), at, ready)
             at = ready
+
+    async def _available(self, body: FileBody, at: int) -> int:
+        """Wait for the byte at `at`; return where those that are there end. Raises _ClientGone."""
+        with trio.CancelScope() as self._waiting:
+            if self._gone:
+                self._waiting.cancel()
+            return await body.source.available(at, body.stop)
+        raise _ClientGone("it hung up")
 
     async def _send_span(self, file: int, start: int, stop: int) -> None:
         """Send [start, stop) of a file, all of which is there.
 
         What is not in the page cache is read by a thread first: `sendfile` would make everyone wait for the disk.
         """
-        with trio.CancelScope() as stall:
-            while start < stop:
-                end = min(stop, start + _SENDFILE_BYTES)
-                if _waits_for_disk(file, end - 1):
-                    await trio.to_thread.run_sync(_load, file, start, end)
-                start += self._sendfile_nowait(file, start, end)
-                stall.deadline = trio.current_time() + self._limits.write_stall_s
-                if start < end:
-                    await trio.lowlevel.wait_writable(self._socket)
-                else:
-                    await trio.lowlevel.checkpoint()
-        if stall.cancelled_caught:
-            raise _ClientGone("it takes no bytes")
+        while start < stop:
+            end = min(stop, start + _SENDFILE_BYTES)
+            if _waits_for_disk(file, end - 1):
+                await trio.to_thread.run_sync(_load, file, start, end)
+            start += self._sendfile_nowait(file, start, end)
+            if start < stop:
+                await self._writable()
 
     def _sendfile_nowait(self, file: int, start: int, stop: int) -> int:
         """Send what the socket takes of [start, stop); return how many bytes that was."""
@@ -320,10 +346,15 @@ class Connection:
     async def _linger(self) -> None:
         """End our side and wait a little for the client's: closing over unread input would reset what it reads."""
         self._socket.shutdown(socket.SHUT_WR)
+        left_bytes = _LINGER_BYTES
         with trio.move_on_after(_LINGER_S):
-            for _ in range(_LINGER_BYTES // _RECEIVE_BYTES):
-                if not await self._socket.recv(_RECEIVE_BYTES):
-                    return
+            while left_bytes > 0:
+                await trio.lowlevel.wait_readable(self._socket)
+                with suppress(BlockingIOError):
+                    data = self._socket.recv(_RECEIVE_BYTES)
+                    if not data:
+                        return
+                    left_bytes -= len(data)
 
 
 def _waits_for_disk(file: int, position: int) -> bool:

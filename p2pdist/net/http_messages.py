@@ -43,13 +43,18 @@ class ByteSource(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FileBody:
-    """Bytes [start, stop) of a source, start < stop; whoever holds the response closes the source."""
+    """Bytes [start, stop) of a source, start < stop; whoever holds the response closes the source.
+
+    Args:
+        ready: where `available` has said that the bytes from `start` on end; 0 where nobody has asked.
+    """
 
     source: ByteSource
     start: int
     stop: int
+    ready: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ the application does ends the server.
 from __future__ import annotations
 
 import errno
+import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,11 @@ async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
         raise ConfigError(f"cannot listen on {where}: {error}; {mend}") from error
 
 
+def _plain(listener: trio.SocketListener) -> socket.socket:
+    """Return the listener's socket, which accepts without a trip through the event loop; the listener is used up."""
+    return socket.socket(listener.socket.family, listener.socket.type, fileno=listener.socket.detach())
+
+
 class HttpServer:
     """Serves one application on any number of listeners."""
 
@@ -65,17 +71,18 @@ class HttpServer:
         self, listeners: Sequence[trio.SocketListener], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve until `stop` and the end of its grace; closes the listeners. Cancelled, it cuts what is running."""
+        sockets = [_plain(listener) for listener in listeners]
         with self._running:
             async with trio.open_nursery() as connections:
                 try:
                     with self._accepting:
                         async with trio.open_nursery() as acceptors:
-                            for listener in listeners:
-                                acceptors.start_soon(self._accept, listener.socket, connections)
+                            for plain in sockets:
+                                acceptors.start_soon(self._accept, plain, connections)
                             task_status.started()
                 finally:
-                    for listener in listeners:
-                        listener.socket.close()
+                    for plain in sockets:
+                        plain.close()
 
     def stop(self, grace_s: float) -> None:
         """Accept nothing more, close idle connections, and cut after `grace_s` what has not ended by itself."""
@@ -115,18 +122,32 @@ class HttpServer:
             finally:
                 del self._idle[scope]
 
-    async def _accept(self, listener: trio.socket.SocketType, connections: trio.Nursery) -> None:
+    async def _accept(self, listener: socket.socket, connections: trio.Nursery) -> None:
         while True:
             await trio.lowlevel.wait_readable(listener)
             await self._take_slot()
             try:
-                client, _ = await listener.accept()
+                # All that wait, as far as there is room: one a turn of the loop keeps the last of a crowd waiting.
+                while self._accept_nowait(listener, connections):
+                    self._slots.acquire_nowait()
+            except trio.WouldBlock:
+                continue
             except OSError as error:
-                self._slots.release()
                 log.warning("http.accept_failed", error=str(error))
                 await trio.sleep(_ACCEPT_PAUSE_S)
-            else:
-                connections.start_soon(self._connection, client)
+
+    def _accept_nowait(self, listener: socket.socket, connections: trio.Nursery) -> bool:
+        """Serve the next client that waits, on a slot that was taken for it; give that back where there is none."""
+        try:
+            client, _ = listener.accept()
+        except BlockingIOError:
+            self._slots.release()
+            return False
+        except OSError:
+            self._slots.release()
+            raise
+        connections.start_soon(self._connection, client)
+        return True
 
     async def _take_slot(self) -> None:
         """Wait for room; the connection that has been idle longest makes some."""
@@ -137,7 +158,7 @@ class HttpServer:
                 next(iter(self._idle)).cancel()
             await self._slots.acquire()
 
-    async def _connection(self, client: trio.socket.SocketType) -> None:
+    async def _connection(self, client: socket.socket) -> None:
         connection = Connection(client, self._application, self._limits, self)
         try:
             await connection.run()

@@ -101,6 +101,8 @@ class MirrorMetrics:
     """What the mirror counts, registered where the caller says."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._counts: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        """Looked up by kind and status, as the libraries' own look-up costs more than counting."""
         self._requests = Counter(
             "p2pdist_mirror_requests",
             "Requests of runtimes, by kind and status.",
@@ -121,9 +123,14 @@ class MirrorMetrics:
 
     def count(self, exchange: Exchange) -> None:
         self.sent_bytes += exchange.sent_bytes
-        self._requests.labels(exchange.kind, str(exchange.status)).inc()
+        key = exchange.kind, exchange.status
+        if key not in self._counts:
+            requests = self._requests.labels(exchange.kind, str(exchange.status))
+            self._counts[key] = requests, self._first_byte.labels(exchange.kind)
+        requests, first_byte = self._counts[key]
+        requests.inc()
+        first_byte.observe(exchange.first_byte_s)
         self._sent.inc(exchange.sent_bytes)
-        self._first_byte.labels(exchange.kind).observe(exchange.first_byte_s)
         if not exchange.complete:
             self._cut.inc()
 
@@ -220,9 +227,9 @@ class Mirror:
             reader = await self._source.open_blob(route.repository, route.digest)
             closing.callback(reader.close)
             response = _blob_response(route, request, reader)
-            if isinstance(response.body, FileBody):
+            if isinstance(body := response.body, FileBody):
                 with trio.move_on_after(self._deadlines.first_chunk_s):
-                    await reader.available(response.body.start, response.body.stop)
+                    body.ready = await reader.available(body.start, body.stop)
                 closing.pop_all()
         return response
 
