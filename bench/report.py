@@ -77,11 +77,10 @@ def page(report: Report) -> str:
 
 
 def _chapter(chapter: Chapter) -> str:
-    about = f" {chapter.workload.about}" if chapter.workload.about else ""
     said = "<br>".join(escape(line) for line in chapter.description.splitlines())
     middle = [_middle(runs) for runs in _outcomes_by_system(chapter.outcomes)]
     return (
-        f"<h2>{escape(chapter.workload.name)}{':' if about else ''}{escape(about)}</h2>\n"
+        f"<h2>{escape(chapter.workload.title)}</h2>\n"
         f'<p class="soft">{said}</p>\n{_failures(chapter.results)}{_table(chapter.results)}'
         f"<h3>Slowest node ÷ bound</h3>\n<figure>{_ratio_bars(chapter.results)}</figure>\n"
         f"<h3>What each node has, over time</h3>\n"

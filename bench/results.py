@@ -167,6 +167,8 @@ class Result:
     from_origin_bytes: int
     origin_bytes: int
     origin_wire_bytes: int | None
+    pulls_s: tuple[tuple[float, float], ...]
+    """When each node's pull started and ended."""
     void: str | None
     errors: tuple[str, ...] = ()
     run: dict[str, Any] = field(default_factory=dict)
@@ -235,6 +237,7 @@ def summarize(
         from_origin_bytes=sum(agent.from_origin_bytes for agent in agents),
         origin_bytes=traffic.origin_bytes,
         origin_wire_bytes=traffic.origin_wire_bytes,
+        pulls_s=tuple((round(pull.started_s, 3), round(pull.finished_s, 3)) for pull in pulls),
         void=_void_reason(cpu.idle_ratio),
         errors=tuple(pull.error for pull in pulls if pull.error),
         run=run,

@@ -96,7 +96,7 @@ async def _chapter(plan: Plan, workload: Workload, console: Console) -> Chapter:
     async with open_stage(shape, shaped=plan.loopback_reason is None) as stage:
         try:
             said = description(workload, stage, plan.loopback_reason)
-            console.print(said, highlight=False)
+            console.print(f"{workload.title}\n{said}", highlight=False)
             return Chapter(workload, said, tuple(await _run_all(plan, workload, stage, console)))
         finally:
             if plan.keep_logs:
@@ -190,11 +190,11 @@ def description(workload: Workload, stage: Stage, loopback_reason: str | None) -
     lacking_mib = workload.image_mib * (1 - workload.shared_layers / workload.layers)
     where = _links(workload, stage) if stage.lab.shaped else f"on loopback, unshaped: {loopback_reason}"
     return (
-        f"{workload.name}: {f'{workload.about}; ' if workload.about else ''}{workload.nodes} nodes {where}\n"
+        f"{workload.nodes} nodes {where}\n"
         f"image {workload.image_mib:g} MiB in {workload.layers} layers{_upgrade(workload)}; "
         f"starts {_starts(workload)}\n"
         f"{stage.registry.kind}; files on {'tmpfs' if stage.space.on_tmpfs else 'disk'}; "
-        f"from the registry one node gets {stage.goodput_bytes_per_s * 8 / 1e6:.1f} Mbit/s, "
+        f"the registry gives {stage.goodput_bytes_per_s * 8 / 1e6:.1f} Mbit/s of payload, "
         f"so the image takes at least {lacking_mib * MIB / stage.goodput_bytes_per_s:.1f} s"
     )
 

@@ -41,6 +41,10 @@ class Workload:
     rack_uplink_mbit: float | None = None
 
     @property
+    def title(self) -> str:
+        return f"{self.name}: {self.about}" if self.about else self.name
+
+    @property
     def arrivals(self) -> Arrivals:
         return Arrivals(jitter_s=self.jitter_s, batch_ratio=self.batches, poisson_gap_s=self.poisson_s)
 
