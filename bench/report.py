@@ -67,17 +67,17 @@ def page(report: Report) -> str:
     style = Path(__file__).with_name("report.css").read_text()
     body = "".join(_chapter(chapter) for chapter in report.chapters)
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
         f"<title>p2pdist bench rollout</title><style>\n{style}</style></head><body>\n"
         "<h1>An image to all nodes</h1>\n"
-        f'<p class="soft">p2pdist bench rollout · {escape(report.when)}<br>{escape(report.machine)}</p>\n'
+        f'<p class="soft">p2pdist bench rollout · {escape(report.when)}<br/>{escape(report.machine)}</p>\n'
         f"{body}{_NOTES}</body></html>\n"
     )
 
 
 def _chapter(chapter: Chapter) -> str:
-    said = "<br>".join(escape(line) for line in chapter.description.splitlines())
+    said = "<br/>".join(escape(line) for line in chapter.description.splitlines())
     middle = [_middle(runs) for runs in _outcomes_by_system(chapter.outcomes)]
     return (
         f"<h2>{escape(chapter.workload.title)}</h2>\n"

@@ -69,6 +69,38 @@ def test_hosts_of_a_namespace_lab_reach_each_other_over_shaped_links(run_in_lab:
     assert seen["home"], "the caller was left in a host's namespace"
 
 
+_RACKS = """
+import json, socket
+from bench.lab.hosts import Link, Rack, namespace_lab
+
+racks = {"rack1": Rack(("a", "b"), Link(20, 20)), "rack2": Rack(("c",), Link())}
+with namespace_lab(dict.fromkeys("abcd", Link()), racks) as lab:
+    def moved(sender, receiver):
+        before = lab.rack_received_bytes()
+        with lab[receiver].socket() as server, lab[sender].socket() as client:
+            server.bind((lab[receiver].address, 0))
+            server.listen()
+            client.settimeout(10)
+            client.connect(server.getsockname())
+            client.sendall(bytes(100_000))
+            with server.accept()[0] as accepted:
+                accepted.recv(100_000, socket.MSG_WAITALL)
+        return {rack: count - before[rack] for rack, count in lab.rack_received_bytes().items()}
+    print(json.dumps({"inside": moved("a", "b"), "across": moved("a", "c"), "from core": moved("d", "a"),
+                      "racks": [lab[name].rack for name in "abcd"]}))
+"""
+
+
+@pytest.mark.real
+def test_what_crosses_into_a_rack_is_counted_and_what_stays_inside_is_not(run_in_lab: Callable[[str], str]) -> None:
+    seen = json.loads(run_in_lab(_RACKS))
+    assert seen["racks"] == ["rack1", "rack1", "rack2", None]
+    assert max(seen["inside"].values()) < 10_000
+    assert 100_000 <= seen["across"]["rack2"] < 130_000
+    assert seen["across"]["rack1"] < 30_000, "acknowledgements"
+    assert 100_000 <= seen["from core"]["rack1"] < 130_000
+
+
 @pytest.mark.real
 def test_a_lab_that_cannot_be_finished_leaves_nothing(run_in_lab: Callable[[str], str]) -> None:
     code = """
