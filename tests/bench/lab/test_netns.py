@@ -31,6 +31,7 @@ def rollout() -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, *_ROLLOUT, "--image-mib", "64"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
+        assert process.stdout.readline() == "custom\n"
         assert "2 nodes in network namespaces" in process.stdout.readline()
         yield process
         process.kill()
