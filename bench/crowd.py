@@ -52,6 +52,11 @@ _KILL_POLL_S = 0.05
 _LOG_SETTLE_S = 0.3
 """Until the registry has written the log lines of its last responses."""
 
+_HEADERS_MAX_RATIO = 1.08
+_CHATTER_BYTES = 1 << 20
+"""What the origin's host may send beyond the payload that it counts: headers, answers without a body, mDNS. More is
+an answer that had not ended when the last node was done, or had been cut off: the count leaves it out."""
+
 _COPIES = 3
 """Of the image in the workspace besides the nodes': the layout, the registry's, a proxy's."""
 
@@ -288,7 +293,8 @@ async def _measure(
     traffic = (await _traffic(stage, running)).since(before)
     late = {start.node for batch in batches for start in batch if start.late}
     pulls = [_record(pull, began_s, number in late) for number, pull in enumerate(rollout.pulls)]
-    result = summarize(running.name, pulls, members, setting, traffic, used, {**notes, "note": running.note})
+    notes["note"] = "; ".join(filter(None, (running.note, _doubt(traffic))))
+    result = summarize(running.name, pulls, members, setting, traffic, used, notes)
     return Outcome(result, _failed_logs(rollout), rollout.series)
 
 
@@ -299,6 +305,14 @@ async def _traffic(stage: Stage, running: Running) -> Traffic:
         origin_wire_bytes=stage.origin_wire_bytes(),
         rack_bytes=stage.lab.rack_received_bytes(),
     )
+
+
+def _doubt(traffic: Traffic) -> str:
+    """Return why the origin's own count of its bytes cannot be believed, or ""."""
+    wire_bytes = traffic.origin_wire_bytes
+    if wire_bytes is None or wire_bytes <= traffic.origin_bytes * _HEADERS_MAX_RATIO + _CHATTER_BYTES:
+        return ""
+    return f"{wire_bytes / 2**20:.1f} MiB left the origin's host, which counts {traffic.origin_bytes / 2**20:.1f}"
 
 
 async def _spent(member: Member, before: AgentRecord) -> AgentRecord:

@@ -50,8 +50,8 @@ class Workload:
 
     @property
     def shared_layers(self) -> int:
-        """How many layers, from the first on, nodes have from before."""
-        return round(self.layers * (self.shared or 0.0))
+        """How many layers, from the first on, nodes have from before; never all of them."""
+        return min(self.layers - 1, round(self.layers * (self.shared or 0.0)))
 
 
 CUSTOM = Workload(link_mbit=100.0, layers=3, jitter_s=0.0)

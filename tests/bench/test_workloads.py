@@ -26,6 +26,7 @@ def test_nodes_have_the_layers_that_an_upgrade_shares() -> None:
     (upgrade,) = named("W4-upgrade")
     assert (upgrade.layers, upgrade.shared_layers) == (10, 8)
     assert Workload().shared_layers == 0
+    assert Workload(layers=1, shared=0.9).shared_layers == 0, "nothing would be left to pull"
 
 
 def test_the_registry_has_a_link_as_the_nodes_have_where_nothing_else_is_said() -> None:
