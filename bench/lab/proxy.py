@@ -27,10 +27,10 @@ PORT = 5000
 MISSING = "nginx not found; install with: apt-get install nginx-light"
 _READY_TIMEOUT_S = 15.0
 
-# One process and no master: a master gives its workers to another user, which a user namespace does not have. The
+# One process, no master, and root where we are root: a user namespace has no other user to give files or workers to. The
 # slice is nginx's usual one. `cached` is large enough that nothing is ever evicted, which only the master would do.
 _CONFIG = """\
-daemon off; master_process off; pid {root}/nginx.pid; error_log stderr warn; worker_rlimit_nofile 4096;
+daemon off; master_process off; {user} pid {root}/nginx.pid; error_log stderr warn; worker_rlimit_nofile 4096;
 events {{ worker_connections 2048; }}
 http {{
   access_log off; sendfile on; tcp_nopush on; tcp_nodelay on; keepalive_requests 100000; server_tokens off;
@@ -80,7 +80,8 @@ async def start_proxy(group: ProcessGroup, host: Host, registry: Registry, root:
     (root / "temp").mkdir(parents=True)
     config = root / "nginx.conf"
     upstream = urlsplit(registry.base_url).netloc
-    config.write_text(_CONFIG.format(root=root, registry=upstream, address=host.address, port=PORT))
+    user = "user root root;" if os.geteuid() == 0 else ""
+    config.write_text(_CONFIG.format(root=root, registry=upstream, address=host.address, port=PORT, user=user))
     process = group.start(host, "proxy", [program, "-c", str(config), "-p", str(root)])
     await ready.accepting(host, PORT, process, _READY_TIMEOUT_S)
     return process
