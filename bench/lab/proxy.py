@@ -27,8 +27,8 @@ PORT = 5000
 MISSING = "nginx not found; install with: apt-get install nginx-light"
 _READY_TIMEOUT_S = 15.0
 
-# One process, no master, and root where we are root: a user namespace has no other user to give files or workers to. The
-# slice is nginx's usual one. `cached` is large enough that nothing is ever evicted, which only the master would do.
+# One process, no master, and root where we are root: a user namespace has no other user to give files or workers to.
+# The slice is nginx's usual one. `cached` is so large that nothing is ever evicted, which only the master would do.
 _CONFIG = """\
 daemon off; master_process off; {user} pid {root}/nginx.pid; error_log stderr warn; worker_rlimit_nofile 4096;
 events {{ worker_connections 2048; }}

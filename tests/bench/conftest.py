@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from bench.lab import torrents
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -53,3 +55,13 @@ def require_namespaces(require: Callable[[str, str], str]) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail("this test makes network namespaces: run it as root")
     pytest.skip("this test makes network namespaces: run it as root")
+
+
+@pytest.fixture
+def require_libtorrent() -> None:
+    """Skip, or in CI fail, where libtorrent is not installed."""
+    if torrents.why_not() is None:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail("libtorrent is missing: make venv")
+    pytest.skip("libtorrent is missing: make venv")

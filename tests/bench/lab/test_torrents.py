@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +35,8 @@ class Swarm:
 
 
 @pytest.fixture
-async def swarm(tmp_path: Path) -> AsyncIterator[Swarm]:
+async def swarm(require_libtorrent: None, tmp_path: Path) -> AsyncIterator[Swarm]:
     """A swarm with an image on offer, without super-seeding, which would wait ten seconds."""
-    if importlib.util.find_spec("libtorrent") is None:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("libtorrent is missing: make venv")
     space, data = Workspace(tmp_path, on_tmpfs=False), tmp_path / "data"
     image = await make_random_image(tmp_path / "image", image_bytes=4 * MIB, layers=2, seed=1)
     with loopback_lab(["seed", "node1", "node2"]) as lab, ProcessGroup(space.logs) as group:
