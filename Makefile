@@ -41,22 +41,22 @@ demo: $(STAMP)
 	@.ci/packages iproute2 docker-registry || true
 	$(BIN)/p2pdist demo $(ARGS)
 
-# The README of bench/ says what each shows; RUNS=5 for its figures. ARGS="rollout --nodes 4" runs just that.
+# bench/README.md says what each line shows. RUNS=5 for its figures; ARGS="rollout --nodes 4" for one command alone.
 RUNS := 2
-ROLLOUT := $(BIN)/p2pdist bench rollout --runs $(RUNS)
 REPORTS := build/bench
+rollout = $(BIN)/p2pdist bench rollout --report $(REPORTS)/$(1).html --json $(REPORTS)/$(1).json
 
 bench: $(STAMP)
 	@.ci/packages iproute2 docker-registry nginx-light || true
 ifdef ARGS
 	$(BIN)/p2pdist bench $(ARGS)
 else
-	@mkdir -p $(REPORTS)
-	$(ROLLOUT) --workload W1 --system p2pdist --system p2pdist-mdns --system bittorrent --report $(REPORTS)/W1.html
-	$(ROLLOUT) --workload W1 --nodes 24 --link-mbit 25 --image-mib 64 --report $(REPORTS)/W1-24.html
-	$(ROLLOUT) --workload W4-small --system p2pdist --system direct --system proxy --report $(REPORTS)/W4-small.html
-	$(ROLLOUT) --workload W2 --workload W3 --workload W4-upgrade --workload W4-layers --workload W7 --runs 1 --report $(REPORTS)/others.html
-	$(BIN)/p2pdist bench simulate --nodes 1000
+	$(call rollout,W1) --runs $(RUNS) --workload W1 --system p2pdist --system p2pdist-mdns --system bittorrent
+	$(call rollout,W1-24) --runs $(RUNS) --workload W1 --nodes 24 --link-mbit 25 --image-mib 64
+	$(call rollout,W4-small) --runs $(RUNS) --workload W4-small --system p2pdist --system direct --system proxy
+	$(call rollout,W2-W3) --workload W2 --workload W3
+	$(call rollout,W4-W7) --workload W4-upgrade --workload W4-layers --workload W7
+	$(BIN)/p2pdist bench simulate
 	$(BIN)/p2pdist bench scheduler
 	$(BIN)/p2pdist bench node --runs 1
 endif

@@ -66,6 +66,7 @@ async def rollouts(plan: Plan, console: Console) -> bool:
             raise LabError(reason)
     report_file = _report_file(plan.report) if plan.report else None
     if plan.json_file:
+        plan.json_file.parent.mkdir(parents=True, exist_ok=True)
         plan.json_file.write_text("")
     chapters: list[Chapter] = []
     try:
