@@ -10,6 +10,7 @@ evicted, until the last of them has gone.
 from __future__ import annotations
 
 import os
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 READ_STALL_S = 75.0
 """A reader that gets no byte for so long is cut; the pull itself gives up earlier."""
 DOUBT_S = 5.0
-"""What only its sender vouches for is kept from a reader for so long, for by then small blobs are verified. Where there
-is no second witness a large one must flow on: CRI-O 1.32 gives up after 10 s without a byte."""
+"""What only its sender vouches for is kept from readers for so long after it came, for by then small blobs are verified.
+Where there is no second witness a large one must flow on: CRI-O 1.32 gives up after 10 s without a byte."""
 
 
 @dataclass(slots=True)
@@ -67,6 +68,26 @@ class Arrival:
     stored: StoredBlob | None = None
     """The committed blob, open for as long as somebody reads what was its Arrival."""
     _changed: trio.Event = field(default_factory=trio.Event)
+    _young: deque[tuple[float, int]] = field(default_factory=deque)
+    """Chunks that came less than DOUBT_S ago, and until when that is so, in the order they came."""
+    _aged: int = 0
+
+    def gain(self, index: int) -> None:
+        """Note a chunk that is in the file now."""
+        self.have |= 1 << index
+        self.suspects &= ~(1 << index)
+        self._young.append((trio.current_time() + DOUBT_S, index))
+
+    def aged(self) -> int:
+        """Return the chunks that are here for DOUBT_S."""
+        now = trio.current_time()
+        while self._young and self._young[0][0] <= now:
+            self._aged |= 1 << self._young.popleft()[1]
+        return self._aged
+
+    def next_aged_at(self) -> float:
+        """Return when the next chunk will be here for DOUBT_S; infinity where all are or none is."""
+        return self._young[0][0] if self._young else float("inf")
 
     def wake(self) -> None:
         """Let all that wait look again."""
@@ -104,6 +125,8 @@ class Arrival:
         self.have &= ~gone
         self.resumed &= ~gone
         self.suspects &= ~gone
+        self._aged &= ~gone
+        self._young = deque(entry for entry in self._young if not gone >> entry[1] & 1)
         for reader in self.readers:
             reader.recall(self.chunks, indices)
         self.wake()
@@ -156,24 +179,23 @@ class ArrivalReader:
         arrival.readers.add(self)
 
     async def available(self, start: int, stop: int) -> int:
-        arrival, asked_at = self._arrival, trio.current_time()
+        arrival, deadline = self._arrival, trio.current_time() + READ_STALL_S
         assert arrival.chunks is not None
         while True:
             if arrival.failure is not None:
                 raise arrival.failure
             if self._misled:
                 raise PullFailed(arrival.digest, [IntegrityError("a peer's wrong bytes had been passed on")])
-            doubt_s = asked_at + DOUBT_S - trio.current_time()
-            end = arrival.readable_stop(start, stop, self._vouched() if doubt_s > 0 else arrival.have)
+            end = arrival.readable_stop(start, stop, self._vouched() | arrival.aged())
             self._move_head(min(max(end, start), self.size_bytes - 1) // arrival.chunks.chunk_bytes)
             if end > start:
                 self._first()
                 self._given = (start if self._given is None else min(start, self._given[0]), end)
                 return end
-            with trio.move_on_after(doubt_s if doubt_s > 0 else READ_STALL_S) as scope:
-                await arrival.changed()
-            if scope.cancelled_caught and doubt_s <= 0:
+            if trio.current_time() >= deadline:
                 raise PullFailed(arrival.digest, [TransferTimeout(f"no byte came for {READ_STALL_S:.0f} s")])
+            with trio.move_on_at(min(arrival.next_aged_at(), deadline)):
+                await arrival.changed()
 
     def _vouched(self) -> int:
         progress = self._exchange.machine.blobs.get(self._arrival.digest)

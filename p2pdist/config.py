@@ -369,8 +369,8 @@ class AgentConfig:
     store_max: Bytes = setting(0, "Room for blobs, such as 50GiB.", low=0, shown="80% of the file system")
     store_low: float = setting(0.9, "Eviction stops at this part of `store_max`.", low=0.1, high=1.0)
     store_min_free: Bytes = setting(1 << 30, "Free disk space that eviction keeps.", low=0, shown="`1GiB`")
-    upload_slots: int = setting(4, "Peers that are sent chunks at the same time.", low=1, high=256)
-    downloads: int = setting(6, "Chunks that are on their way from peers at the same time.", low=1, high=256)
+    upload_slots: int = setting(6, "Peers that are sent chunks at the same time.", low=1, high=256)
+    downloads: int = setting(8, "Chunks that are on their way from peers at the same time.", low=1, high=256)
     degree: int = setting(20, "Peers that the agent keeps connections to.", low=2, high=200)
     max_connections: int = setting(
         512, "Open connections to the mirror, and as many to the peer port.", low=8, high=65536

@@ -259,7 +259,7 @@ class Puller:
             self._write_whole(arrival, bytes(data))
             return
         arrival.partial.write_chunk(index, data, checksum)
-        arrival.have |= 1 << index
+        arrival.gain(index)
         self._count(arrival, index, len(data))
         self._exchange.feed(ev.ChunkWritten(blob=blob, index=index))
         assert arrival.chunks is not None

@@ -47,7 +47,7 @@ class Scene:
         assert self.arrival.partial is not None
         chunk = content[CUT.start(index) : CUT.start(index) + CUT.length(index)]
         self.arrival.partial.write_chunk(index, memoryview(chunk), checksum_of(chunk))
-        self.arrival.have |= 1 << index
+        self.arrival.gain(index)
         self.vouched |= vouched << index
         self.arrival.wake()
 
@@ -129,6 +129,21 @@ async def test_where_nobody_else_ever_vouches_bytes_flow_after_a_while(
     since = trio.current_time()
     assert await reader.available(0, len(BLOB)) == CHUNK
     assert trio.current_time() - since == pytest.approx(DOUBT_S)
+    reader.close()
+
+
+async def test_what_came_while_a_reader_waited_is_not_doubted_anew(
+    scene: Scene, autojump_clock: trio.testing.MockClock
+) -> None:
+    reader = scene.reader()
+    scene.write(0, vouched=False)
+    scene.write(2, vouched=False)
+    await trio.sleep(DOUBT_S / 2)
+    scene.write(1, vouched=False)
+    assert await reader.available(0, len(BLOB)) == CHUNK
+    assert trio.current_time() == pytest.approx(DOUBT_S)
+    assert await reader.available(CHUNK, len(BLOB)) == 3 * CHUNK
+    assert trio.current_time() == pytest.approx(1.5 * DOUBT_S)
     reader.close()
 
 

@@ -21,6 +21,7 @@ from p2pdist.core.wire import Done, Failed, Lease, Renew
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from p2pdist.core.peerbook import Peer
     from p2pdist.core.progress import Progress
     from p2pdist.core.state import SwarmState
     from p2pdist.core.types import Digest, PeerId
@@ -38,6 +39,9 @@ REACH_PER_MEMBER = 2
 """Without a scheduler: how many chunks past the first that nobody has may be fetched, per member."""
 STEP_IN_S = 3.0
 """Without a scheduler: the next in rank fetches a chunk that nobody has got for so long."""
+NEWS_S = 3.0
+"""Who has wanted a blob for less may have been unknown to another member when that one began to fetch: by then an
+announcement has come, and what was being fetched has too."""
 RENEW_S = 5.0
 NEVER = -1
 """The pause of a Failed that says: do not lease this blob to this agent again."""
@@ -91,6 +95,19 @@ class Leasing:
             return frozenset((me,))
         peers = self._state.book.peers.values()
         return frozenset((me, *(peer.peer_id for peer in peers if progress.blob in peer.wants)))
+
+    def elders_and(self, peer: Peer, progress: Progress) -> frozenset[PeerId]:
+        """Return this peer and all members that it must have known when it fetched what it has now.
+
+        Of these the peer leases first what its word on counts for. Without that allowance nobody's word counts
+        for what was fetched while a crowd arrived, and these are the first chunks, for which all runtimes wait.
+        """
+        until = self._state.now - NEWS_S
+        peers = self._state.book.peers.values()
+        elders = {other.peer_id for other in peers if other.wants.get(progress.blob, until + 1) <= until}
+        if progress.since <= until:
+            elders.add(self._state.peer_id)
+        return frozenset(elders | {peer.peer_id})
 
     def leased(self, message: Lease) -> None:
         """Take in a lease of the scheduler's: fetch, or give it back."""

@@ -44,8 +44,8 @@ class Peer:
     peer_id: PeerId
     shared: dict[Digest, int] = field(default_factory=dict)
     """The chunks it has, by blob."""
-    wants: set[Digest] = field(default_factory=set)
-    """Blobs whose rest it wants."""
+    wants: dict[Digest, float] = field(default_factory=dict)
+    """Blobs whose rest it wants, and since when we know."""
     cursors: dict[Digest, int] = field(default_factory=dict)
     """How much of each blob's log it has been told; a blob is absent until we sent a Share."""
     downloads: dict[int, Download] = field(default_factory=dict)
@@ -53,6 +53,8 @@ class Peer:
     next_number: int = 1
     passed_until: float = 0.0
     """It declined a grant, and is passed over until then; its Room ends this early."""
+    hungry_until: float = 0.0
+    """It has said Room lately, and no grant has gone to it since."""
     full: bool = False
     """It declined for want of room; else for want of anything new: then our next gain ends it early too."""
     idle_at: int = -1

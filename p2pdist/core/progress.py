@@ -70,6 +70,7 @@ class Progress:
         """No fetch of our own from the origin before."""
         self.final = False
         """The origin has said that it will never give this."""
+        self.since = 0.0
         self.progress_at = 0.0
         self.missing_told_at = 0.0
 

@@ -145,7 +145,7 @@ class PullMachine:
             self._forget_blob(known)
         shared = event.shared and (event.size_bytes or 0) <= MAX_BLOB_BYTES
         progress = self._new_progress(event.blob, event.registry, shared=shared, wanted=True)
-        progress.progress_at = state.now
+        progress.since = progress.progress_at = state.now
         state.helped_at = state.now
         if event.size_bytes is not None:
             progress.size(ChunkMap.of(event.size_bytes))
@@ -203,7 +203,7 @@ class PullMachine:
         self._leasing.forget(progress.blob)
         for peer in self.book.peers.values():
             peer.shared.pop(progress.blob, None)
-            peer.wants.discard(progress.blob)
+            peer.wants.pop(progress.blob, None)
         self._unshare(progress)
 
     def _unshare(self, progress: Progress) -> None:
@@ -456,7 +456,7 @@ class PullMachine:
     def _heard(self, progress: Progress, peer: Peer, words: Iterable[tuple[int, Checksum]]) -> None:
         """Weigh a peer's word on checksums; a lease holder's own settles it where no scheduler does."""
         settled = progress.vouchers.settled
-        swarm = None if self.state.scheduled else self._leasing.swarm_of(progress)
+        swarm = None if self.state.scheduled else self._leasing.elders_and(peer, progress)
         for index, checksum in words:
             if index in settled:
                 continue
@@ -512,7 +512,7 @@ class PullMachine:
                 self._share_came(peer, message)
             case wire.Unshare():
                 self._unhold(peer, message.blob)
-                peer.wants.discard(message.blob)
+                peer.wants.pop(message.blob, None)
                 peer.cursors.pop(message.blob, None)
             case wire.Refuse():
                 self._taking.refused(peer, message.number)
@@ -525,9 +525,9 @@ class PullMachine:
         if len(peer.wants) > MAX_SHARED_BLOBS or len(peer.shared) > MAX_SHARED_BLOBS:
             raise RemoteProtocolError(f"more than {MAX_SHARED_BLOBS} blobs shared")
         if message.wants:
-            peer.wants.add(message.blob)
+            peer.wants.setdefault(message.blob, self.state.now)
         else:
-            peer.wants.discard(message.blob)
+            peer.wants.pop(message.blob, None)
         progress = self.blobs.get(message.blob)
         if progress is None:
             if message.wants:
@@ -565,7 +565,7 @@ class PullMachine:
             self._holds(progress, new & ~known)
             self._heard(progress, peer, zip(indices, checksums, strict=True))
         if known | new == progress.full:
-            peer.wants.discard(message.blob)
+            peer.wants.pop(message.blob, None)
 
     def _unhold(self, peer: Peer, blob: Digest) -> None:
         bits = peer.shared.pop(blob, 0)

@@ -27,6 +27,8 @@ PARK_S = 1.0
 """How long a peer that declined is passed over, unless its Room comes or we gain something first."""
 UPLOAD_TIMEOUT_S = 60.0
 """A slot is freed after this in any case; the link's own stall deadline is shorter."""
+HUNGRY_FOR_S = 0.3
+"""A peer that says Room is granted to before others for so long, once."""
 PER_PEER = 2
 """Grants to one peer at a time: the second hides the round trip of the first."""
 
@@ -45,7 +47,9 @@ class Giving:
             found = self._candidates()
             if not found:
                 return
-            peer = choose(found, state.rng)
+            hungry = [entry for entry in found if entry[1].hungry_until > state.now]
+            peer = choose(hungry or found, state.rng)
+            peer.hungry_until = 0.0
             number = peer.number()
             peer.uploads[number] = Upload(state.now)
             self.slots_used += 1
@@ -101,7 +105,9 @@ class Giving:
         self.grant()
 
     def has_room(self, peer: Peer) -> None:
+        """Grant to a peer soon: it has room, or little on its way."""
         peer.passed_until = 0.0
+        peer.hungry_until = self._state.now + HUNGRY_FOR_S
         self.grant()
 
     def sent(self, peer: Peer, number: int) -> None:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullSettings:
-    upload_slots: int = 4
-    downloads: int = 6
+    upload_slots: int = 6
+    downloads: int = 8
     """Chunks on their way from peers at a time: a little more than slots, to fill the gaps between."""
 
 

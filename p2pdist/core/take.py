@@ -30,7 +30,12 @@ DEADLINE_FACTOR = 8
 DUPLICATE_FACTOR = 3
 """In the endgame, a chunk that has been on its way this many usual times may be taken a second time."""
 CALLED = 2
-"""Holders told that a chunk is to be had from them after all."""
+"""Holders told that a chunk is to be had from them after all, or that we have little on its way."""
+FETCH_ROOM = 3
+"""A node that fetches from the origin takes so many chunks fewer from peers, or its origin flow starves (SWARM lesson 4;
+with 1 the origin's link idled for 2% of a rollout)."""
+HUNGRY_S = 0.05
+"""A node with less than half of its downloads under way says so, at most this often, while it lacks more than these."""
 
 
 class Taking:
@@ -42,10 +47,11 @@ class Taking:
         self._downloads = 0
         self._chunk_s = 0.0
         self._waiting: dict[PeerId, None] = {}
+        self._hungry_at = float("-inf")
 
     def _room(self) -> int:
-        # A node that fetches from the origin takes less from peers, or its origin flow starves (SWARM lesson 4).
-        return self._state.settings.downloads - self._downloads - min(self._fetching(), 1)
+        most = self._state.settings.downloads
+        return (max(1, most - FETCH_ROOM) if self._fetching() else most) - self._downloads
 
     def granted(self, peer: Peer, number: int) -> None:
         """Answer a grant.
@@ -197,3 +203,22 @@ class Taking:
             if peer is not None and self._pick(peer) is not None:
                 self._state.answer(peer, Room())
                 free -= 1
+        if self._downloads < self._state.settings.downloads // 2:
+            self._say_hungry()
+
+    def _say_hungry(self) -> None:
+        """Ask some that have what we lack to grant to us next: chance alone leaves one node in eight idling."""
+        state = self._state
+        if state.now - self._hungry_at < HUNGRY_S:
+            return
+        lacking = [(progress.blob, progress.full & ~(progress.have | progress.inflight)) for progress in state.wanted()]
+        if sum(bits.bit_count() for _, bits in lacking) <= state.settings.downloads:
+            return
+        holders = [
+            peer
+            for peer in state.book.peers.values()
+            if len(peer.downloads) < CALLED and any(peer.shared.get(blob, 0) & bits for blob, bits in lacking)
+        ]
+        self._hungry_at = state.now
+        for peer in state.rng.sample(holders, min(CALLED, len(holders))):
+            state.answer(peer, Room())

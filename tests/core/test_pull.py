@@ -8,7 +8,7 @@ import pytest
 from p2pdist.core import events as ev
 from p2pdist.core import wire
 from p2pdist.core.chunkmap import MAX_BLOB_BYTES
-from p2pdist.core.lease import SETTLE_S, holder_of
+from p2pdist.core.lease import NEWS_S, SETTLE_S, holder_of
 from p2pdist.core.peerbook import BAN_S, MAX_SHARED_BLOBS
 from p2pdist.core.progress import MAX_WHOLE_BYTES
 from p2pdist.core.pull import ERROR_GIVE_UP_S, GIVE_UP_S, MAX_SEEDS, SHARE_S
@@ -102,6 +102,7 @@ def test_a_scheduler_that_connects_is_told_what_is_here_and_vouched_for() -> Non
     script.start(have=[1])
     script.start(blob=digest(2), shared=False)
     script.says(11, share())
+    script.tick(NEWS_S)
     # By rendezvous this chunk is ours to vouch for, not the peer's.
     assert holder_of(B, 3, [ME, peer(11)]) == ME
     takes(script, 11, 1, 3)
@@ -187,10 +188,25 @@ def test_the_word_of_the_lease_holder_by_rendezvous_settles_a_checksum() -> None
     script.start()
     script.says(2, share())
     script.says(3, share())
+    script.tick(NEWS_S)
     swarm = [ME, peer(2), peer(3)]
     for index in range(4):
         script.says(2, have(index))
         assert (index in script.machine.blobs[B].vouchers.settled) == (holder_of(B, index, swarm) == peer(2))
+
+
+def test_while_a_crowd_arrives_the_word_of_whom_its_elders_do_not_outrank_settles_a_checksum() -> None:
+    script = Script()
+    script.connect(2, 3, 4)
+    script.says(3, share())
+    script.tick(NEWS_S)
+    script.start()
+    script.says(2, share())
+    script.says(4, share())
+    for index in range(4):
+        script.says(2, have(index))
+        by_elders = holder_of(B, index, [peer(2), peer(3)]) == peer(2)
+        assert (index in script.machine.blobs[B].vouchers.settled) == by_elders
 
 
 def test_the_schedulers_word_settles_a_chunk_that_is_here() -> None:

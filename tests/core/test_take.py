@@ -9,7 +9,7 @@ import pytest
 
 from p2pdist.core import events as ev
 from p2pdist.core.peerbook import BAN_S
-from p2pdist.core.take import DEADLINE_S, MIN_DEADLINE_S
+from p2pdist.core.take import DEADLINE_S, FETCH_ROOM, HUNGRY_S, MIN_DEADLINE_S
 from p2pdist.core.wire import Cancel, Decline, Grant, Lease, Refuse, Room, Unshare
 from p2pdist.errors import RemoteProtocolError
 from tests.script import B, Script, fetch, have, send, share, take, write
@@ -70,9 +70,20 @@ def test_room_is_told_only_to_a_peer_that_has_something_for_us() -> None:
 
 
 def test_an_agent_that_fetches_from_the_origin_takes_less_from_peers() -> None:
-    script = pulling(2, downloads=1)
+    script = pulling(2, downloads=FETCH_ROOM + 1)
     assert script.ordered(Lease(B, 3, 1000)) == [fetch(3)]
-    assert script.says(2, Grant(1)) == [send(2, Decline(1, True))]
+    assert isinstance(script.says(2, Grant(1))[0], ev.TakeChunk)
+    assert script.says(2, Grant(2)) == [send(2, Decline(2, True))]
+
+
+def test_an_agent_that_has_little_on_its_way_says_so_to_holders_while_it_lacks_much() -> None:
+    script = pulling(2, 3, chunks=20, downloads=6)
+    rooms = [command for command in script.tick(1.0) if command == send(int(command.peer, 16), Room())]
+    assert len(rooms) == 2
+    assert send(2, Room()) not in script.tick(1.0 + HUNGRY_S / 2)
+    for number in range(3):
+        script.says(2, Grant(number + 1))
+    assert send(3, Room()) not in script.tick(2.0)
 
 
 def test_chunks_in_the_window_of_a_reader_come_first_then_the_rarest() -> None:

@@ -178,20 +178,20 @@ def test_who_is_gone_is_nobodys_neighbour_any_more() -> None:
 # ---------------------------------------------------------------------- leases
 
 
-def test_chunks_are_leased_in_order_one_to_each_member_no_more_than_four() -> None:
+def test_chunks_are_leased_in_order_one_to_each_member_no_more_than_allowed() -> None:
     script, given_ = Script(*range(1, 9)), list[tuple[int, int]]()
     for number in range(1, 9):
         given_ += leases(script.says(number, joining()))
     # The first member, alone, gets them all.
-    assert given_ == [(1, 0), (1, 1), (1, 2), (1, 3)]
-    for index in range(4):
+    assert given_ == [(1, index) for index in range(LEASES)]
+    for index in range(LEASES):
         given_ += leases(script.says(1, done(index)))
-    assert [index for _, index in given_] == list(range(8))
-    assert len({to for to, _ in given_[4:]}) == 4
-    assert all(to != 1 for to, _ in given_[4:])
+    assert [index for _, index in given_] == list(range(2 * LEASES))
+    assert len({to for to, _ in given_[LEASES:]}) == LEASES
+    assert all(to != 1 for to, _ in given_[LEASES:])
 
 
-@pytest.mark.parametrize(("members", "most"), [(1, 4), (2, 2), (3, 2), (4, 1), (9, 1)])
+@pytest.mark.parametrize(("members", "most"), [(1, LEASES), (2, 3), (3, 2), (LEASES, 1), (9, 1)])
 def test_a_member_has_no_more_leases_than_its_share(members: int, most: int) -> None:
     script = Script(*range(1, members + 1))
     script.state._registries.setdefault("r", module.Registry()).paused_until = 1.0
@@ -241,8 +241,8 @@ def test_each_registry_has_its_own_leases() -> None:
 def test_a_lease_that_is_done_frees_the_next() -> None:
     script = Script(1)
     script.says(1, joining())
-    assert leases(script.says(1, done(2))) == [(1, 4)]
-    assert script.state.leases_granted == 5
+    assert leases(script.says(1, done(2))) == [(1, LEASES)]
+    assert script.state.leases_granted == LEASES + 1
 
 
 def test_a_late_lease_lapses_and_goes_to_another() -> None:
@@ -401,7 +401,7 @@ def test_done_for_a_chunk_that_was_not_leased_counts_where_nobody_else_has_the_l
 
 def test_a_chunk_that_a_member_has_is_not_leased() -> None:
     script = Script(1)
-    assert leases(script.says(1, joining([0, 2]))) == [(1, 1), (1, 3), (1, 4), (1, 5)]
+    assert leases(script.says(1, joining([0, 2]))) == [(1, 1), *((1, index) for index in range(3, LEASES + 2))]
 
 
 def test_what_the_whole_swarm_needs_is_not_leased_where_someone_has_it_stored() -> None:
@@ -553,7 +553,7 @@ def test_after_a_restart_nothing_is_leased_until_the_others_are_back() -> None:
     assert leases(script.says(2, joining([3]))) == []
     assert leases(script.tick(RESETTLE_S - 0.01)) == []
     given_ = leases(script.tick(RESETTLE_S))
-    assert [index for _, index in given_] == [2, 4, 5, 6]
+    assert [index for _, index in given_] == [2, *range(4, LEASES + 3)]
     assert script.state.swarms[B].done.keys() == {0, 1, 3}
 
 
