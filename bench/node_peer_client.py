@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import select
 import socket
 import sys
@@ -50,7 +51,7 @@ _LISTENING_PORT = 1
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is to be taken, by how many peers; `run` gives them other names than those of other runs."""
+    """What is to be taken, by how many peers, on which core; `run` gives them other names than those of other runs."""
 
     host: str
     port: int
@@ -58,6 +59,7 @@ class Wish:
     size_bytes: int
     peers: int
     run: int
+    cpu: int
 
 
 @dataclass(slots=True)
@@ -182,6 +184,8 @@ def take_all(wish: Wish) -> dict[str, object]:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(take_all(Wish(**json.loads(sys.argv[1])))))
+        given = Wish(**json.loads(sys.argv[1]))
+        os.sched_setaffinity(0, [given.cpu])
+        print(json.dumps(take_all(given)))
     except (ValueError, OSError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error

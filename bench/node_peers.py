@@ -19,7 +19,7 @@ from bench.lab.images import make_random_image
 from bench.lab.workspace import workspace
 from bench.node_figures import P2PDIST, Figure
 from bench.node_peer_client import Wish
-from bench.node_stage import COPIES, PEER_PORT, open_stage
+from bench.node_stage import CLIENT_CPU, COPIES, PEER_PORT, open_stage
 
 if TYPE_CHECKING:
     from bench.node_stage import NodeStage
@@ -42,7 +42,7 @@ async def measure_peers(blob_bytes: int, *, runs: int) -> list[Figure]:
             await stage.mirror.serve(stage.mirror.ask([layer.digest]), check=True)
             host = stage.agent.host.address
             return [
-                await _take_all(stage, Wish(host, PEER_PORT, layer.digest, layer.size_bytes, PEERS, run))
+                await _take_all(stage, Wish(host, PEER_PORT, layer.digest, layer.size_bytes, PEERS, run, CLIENT_CPU))
                 for run in range(runs)
             ]
 

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the parts of `p2pdist bench node` are measured on: a registry, an agent and nginx on loopback, and one client.
 
-Every server gives the same blobs to the same client (node_client.py), in turn.
+Every server gives the same blobs to the same client (node_client.py), in turn. Agent and nginx have one core and the
+client another: left alone, the kernel puts a server on its client's core at one time and not at the next, and the same
+nginx gives 1.5 or 3.9 GB/s. The registry, which must also feed the agent, runs where it likes.
 """
 
 from __future__ import annotations
 
-import subprocess
+import os
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -25,7 +28,6 @@ from bench.systems import REPOSITORY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
-    from pathlib import Path
 
     from bench.lab.agents import Agent
     from bench.lab.hosts import Host
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from bench.node_client import Seen
 
 MIRROR_PORT, PEER_PORT, NGINX_PORT = 5050, 5051, 5070
+_CPUS = sorted(os.sched_getaffinity(0))
+SERVER_CPU, CLIENT_CPU = _CPUS[0], _CPUS[-1]
 _SETTLE_S = 2.0
 _READY_TIMEOUT_S = 15.0
 COPIES = 3
@@ -73,8 +77,8 @@ class Server:
 
     async def serve(self, requests: Sequence[tuple[str, str]], *, connections: int = 1, check: bool = False) -> Seen:
         """Let the client ask. Raises ClientError."""
-        load = Load(host=self.address, port=self.port, requests=requests, connections=connections, check=check)
-        return await run_client(load)
+        load = Load(host=self.address, port=self.port, requests=requests, connections=connections)
+        return await run_client(replace(load, check=check, cpu=CLIENT_CPU))
 
     async def measure(self, part: str, requests: Sequence[tuple[str, str]], *, connections: int = 1) -> Figure:
         """Let the client ask, and return what that came to. Raises ClientError."""
@@ -92,10 +96,19 @@ class Server:
             idle_cpu_ratio=meters.machine_cpu().idle_ratio_since(machine),
         )
 
+    def pin(self) -> None:
+        """Keep all threads of the process, and of its children, on the servers' core."""
+        for pid in (self.process.pid, *self._children()):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), [SERVER_CPU])
+
     def cpu_s(self) -> float:
         """Return the CPU time of the process and its children (nginx's worker)."""
-        listed = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False)
-        return self.process.cpu_s() + sum(meters.process_cpu_s(int(pid)) for pid in listed.stdout.split())
+        return self.process.cpu_s() + sum(meters.process_cpu_s(pid) for pid in self._children())
+
+    def _children(self) -> list[int]:
+        task = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in task.read_text().split()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +146,18 @@ async def open_stage(images: Sequence[Image], space: Workspace) -> AsyncIterator
         await agent.wait_ready()
         await trio.sleep(_SETTLE_S)
         blob_target = f"/v2/{REPOSITORY}/blobs/sha256:{{hex}}"
+        mirror = Server(P2PDIST, agent.process, node.local_address, MIRROR_PORT, f"{blob_target}?ns={REGISTRY_NAME}")
+        nginx = await _start_nginx(group, node, space, files)
+        for server in (mirror, nginx):
+            if server is not None:
+                server.pin()
         yield NodeStage(
             space=space,
             group=group,
             agent=agent,
-            mirror=Server(P2PDIST, agent.process, node.local_address, MIRROR_PORT, f"{blob_target}?ns={REGISTRY_NAME}"),
+            mirror=mirror,
             origin=Server(REGISTRY, registry.process, lab["registry"].address, REGISTRY_PORT, blob_target),
-            nginx=await _start_nginx(group, node, space, files),
+            nginx=nginx,
             idle_rss_mib=agent.process.peak_rss_mib(),
         )
 
