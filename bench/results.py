@@ -187,12 +187,7 @@ def summarize(
     cpu: Cpu,
     run: dict[str, Any],
 ) -> Result:
-    """Return the figures of one run.
-
-    Args:
-        pulls: one for each node.
-        agents: one for each process of the system that is counted; empty for a system without any.
-    """
+    """Return the figures of one run; `agents` are all processes of the system that are counted, if any."""
     bound_s = setting.bound_s or setting.origin_s
     right = [pull for pull in pulls if pull.right]
     finished = sorted(pull.finished_s for pull in right)
@@ -203,7 +198,7 @@ def summarize(
     ttfb = sorted(time_s for pull in pulls for time_s in pull.ttfb_s)
     delivered_bytes = setting.image_bytes * len(right)
     fetched_bytes = sum(agent.from_peers_bytes + agent.from_origin_bytes for agent in agents)
-    racks = sorted(bytes_ / setting.image_bytes for bytes_ in traffic.rack_bytes.values())
+    rack_bytes = max(traffic.rack_bytes.values(), default=None)
     return Result(
         system=system,
         nodes=len(pulls),
@@ -230,7 +225,7 @@ def summarize(
         own_ratio_to_bound=max(own_ratios, default=None),
         late_ratio_p50=percentile(late, 50),
         late_ratio_max=percentile(late, 100),
-        rack_ingress_ratio_max=percentile(racks, 100),
+        rack_ingress_ratio_max=None if rack_bytes is None else rack_bytes / setting.image_bytes,
         refetched_bytes=max(0, fetched_bytes - setting.image_bytes * len(pulls)),
         harness_cpu_ratio=cpu.harness_ratio,
         from_peers_bytes=sum(agent.from_peers_bytes for agent in agents),
