@@ -146,7 +146,7 @@ def node(parts: tuple[str, ...], json_file: Path | None, **sizes: int) -> None:
 @click.option("--agents", type=click.IntRange(1, 19_000), default=5000, show_default=True, help="Simulated agents.")
 @click.option("--image-mib", type=_MIB, default=256, show_default=True, help="Size of the image, MiB.")
 @click.option("--layers", type=click.IntRange(1, 127), default=5, show_default=True, help="Its layers, of equal size.")
-@click.option("--spread-s", type=click.FloatRange(0), default=10.0, show_default=True, help="Spread of the starts, s.")
+@click.option("--spread-s", type=click.FloatRange(0), default=9.0, show_default=True, help="Spread of the starts, s.")
 @click.option("--origin-mbit", type=_MBIT, default=200.0, show_default=True, help="The modelled registry, Mbit/s.")
 @click.option("--link-mbit", type=_MBIT, default=1000.0, show_default=True, help="Each modelled link, Mbit/s.")
 @click.option("--runs", type=click.IntRange(1, 100), default=1, show_default=True, help="Runs, each of its own seed.")

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from bench.node_figures import table
+from bench.contract import target_table
+from bench.lab.machine import describe
+from bench.node_figures import table, targets
 from bench.node_peers import measure_peers
 from bench.node_serve import measure_blob, measure_ranges, measure_small
 from bench.node_swarm import measure_swarm
@@ -52,11 +54,13 @@ async def measure(plan: Plan, console: Console) -> None:
     Raises:
         LabError: what is measured does not come up, or fails.
     """
+    console.print(describe(), markup=False, highlight=False)
     figures: list[Figure] = []
     for part in plan.parts:
         console.print(f"{part} ...", highlight=False)
         figures += await _part(part, plan)
     console.print(table(figures))
+    console.print(target_table(list(targets(figures))))
     if plan.json_file is not None:
         lines = "".join(json.dumps(figure.as_json()) + "\n" for figure in figures)
         await trio.Path(plan.json_file).write_text(lines)

@@ -6,19 +6,28 @@ CPU is that of the serving processes alone, per GiB of payload that reached clie
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from bench.contract import at_least, at_most, record
+from bench.results import percentile
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from bench.contract import Target
 
 GIB = 1 << 30
 P2PDIST, NGINX, REGISTRY = "p2pdist", "nginx", "registry"
 PARTS = ("blob", "ranges", "small", "peers", "swarm")
 """What can be measured."""
+NGINX_CPU_SPARE = 1.2
+SWARM_CPU_S_PER_GIB = 2.5
+IDLE_RSS_MIB, PEAK_RSS_MIB = 80.0, 150.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +53,6 @@ class Figure:
     image_bytes: int = 0
     ttfb_s: Sequence[float] = ()
     requests: int | None = None
-    failed_pulls: int = 0
     egress_ratio: float | None = None
     idle_cpu_ratio: float | None = None
 
@@ -66,38 +74,31 @@ class Figure:
 
     def ttfb(self, percent: float) -> float | None:
         """Return a percentile of the times to the first byte, in seconds; None without any."""
-        ordered = sorted(self.ttfb_s)
-        return ordered[min(len(ordered) - 1, int(percent / 100 * len(ordered)))] if ordered else None
+        return percentile(sorted(self.ttfb_s), percent)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the figure under the keys of the command-line contract; None where a key has no meaning here."""
-        return {
-            "system": self.system,
-            "part": self.part,
-            "nodes": self.nodes,
-            "image_bytes": self.image_bytes,
-            "link_mbit": None,
-            "goodput_bytes_per_s": self.bytes_per_s,
-            "bound_s": None,
-            "first_s": None,
-            "p50_s": None,
-            "p99_s": None,
-            "last_s": self.seconds,
-            "ratio_to_bound": None,
-            "origin_egress_ratio": self.egress_ratio,
-            "cpu_s_per_gib": self.cpu_s_per_gib,
-            "rss_mib_max": self.rss_mib_max,
-            "control_bytes_per_node": None,
-            "ttfb_p50_s": self.ttfb(50),
-            "ttfb_p99_s": self.ttfb(99),
-            "failed_pulls": self.failed_pulls,
-            "duplicate_bytes_ratio": None,
-            "idle_cpu_ratio": self.idle_cpu_ratio,
-            "requests_per_s": self.requests_per_s,
-            "cpu_s_per_request": self.cpu_s_per_request,
-            "payload_bytes": self.payload_bytes,
-            "cpu_s": self.cpu_s,
-        }
+        """Return the figure under the keys of the command-line contract."""
+        return record(
+            {
+                "system": self.system,
+                "part": self.part,
+                "nodes": self.nodes,
+                "image_bytes": self.image_bytes,
+                "goodput_bytes_per_s": self.bytes_per_s,
+                "last_s": self.seconds,
+                "origin_egress_ratio": self.egress_ratio,
+                "cpu_s_per_gib": self.cpu_s_per_gib,
+                "rss_mib_max": self.rss_mib_max,
+                "ttfb_p50_s": self.ttfb(50),
+                "ttfb_p99_s": self.ttfb(99),
+                "failed_pulls": 0,
+                "idle_cpu_ratio": self.idle_cpu_ratio,
+                "requests_per_s": self.requests_per_s,
+                "cpu_s_per_request": self.cpu_s_per_request,
+                "payload_bytes": self.payload_bytes,
+                "cpu_s": self.cpu_s,
+            }
+        )
 
 
 _COLUMNS: Sequence[tuple[str, Callable[[Figure], str]]] = (
@@ -113,6 +114,27 @@ _COLUMNS: Sequence[tuple[str, Callable[[Figure], str]]] = (
     ("RSS MiB", lambda figure: f"{figure.rss_mib_max:.0f}"),
     ("idle %", lambda figure: _number(figure.idle_cpu_ratio, 0, 100)),
 )
+
+
+def targets(figures: Sequence[Figure]) -> Iterator[Target]:
+    """Yield those targets that these figures say something about; of several runs the median counts."""
+    agent, nginx = _of(figures, "warm", P2PDIST), _of(figures, "warm", NGINX)
+    if agent and nginx:
+        seen, other = (statistics.median(run.bytes_per_s / 1e9 for run in runs) for runs in (agent, nginx))
+        yield at_least("warm blob, throughput (nginx's)", seen, other, "GB/s", 2)
+        seen, other = (statistics.median(run.cpu_s_per_gib for run in runs) for runs in (agent, nginx))
+        yield at_most("warm blob, CPU (nginx's + 20%)", seen, NGINX_CPU_SPARE * other, "CPU-s/GiB", 2)
+    if swarm := _of(figures, "swarm", P2PDIST):
+        seen = statistics.median(run.cpu_s_per_gib for run in swarm)
+        yield at_most("cold swarm, CPU of all agents", seen, SWARM_CPU_S_PER_GIB, "CPU-s/GiB", 2)
+    if idle := _of(figures, "idle", P2PDIST):
+        yield at_most("memory at rest", max(figure.rss_mib_max for figure in idle), IDLE_RSS_MIB, "MiB")
+    if ours := [figure for figure in figures if figure.system == P2PDIST]:
+        yield at_most("memory, peak of all parts", max(figure.rss_mib_max for figure in ours), PEAK_RSS_MIB, "MiB")
+
+
+def _of(figures: Sequence[Figure], part: str, system: str) -> list[Figure]:
+    return [figure for figure in figures if (figure.part, figure.system) == (part, system)]
 
 
 def table(figures: Sequence[Figure]) -> Table:

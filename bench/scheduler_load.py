@@ -16,6 +16,7 @@ import trio
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from bench.contract import Target, at_most, target_table
 from bench.lab.agents import start_scheduler
 from bench.lab.errors import LabError
 from bench.lab.hosts import loopback_lab
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 SCHEDULER_PORT = 5060
 """Where the lab starts a scheduler."""
+START_S, ANSWER_MS = 10.0, 250.0
 _WORKSPACE_BYTES = 16 << 20
 _REPORT_EVERY_S = 2.0
 
@@ -52,6 +54,7 @@ async def measure(plans: Sequence[Plan], json_file: Path | None, console: Consol
         if json_file is not None:
             _write(json_file, "a", json.dumps(result) + "\n")
     console.print(table(results))
+    console.print(target_table(targets(results)))
     for result in results:
         if result["void"]:
             console.print(f"void: {result['void']}", markup=False, highlight=False)
@@ -103,6 +106,17 @@ def _progress(plan: Plan, counts: dict[str, int]) -> str:
     if "finished" in counts:
         return f"{counts['finished']} of {plan.agents} agents have the image"
     return f"{counts['connected']} of {plan.agents} agents are connected"
+
+
+def targets(results: Sequence[dict[str, Any]]) -> list[Target]:
+    """Return what is wanted of a scheduler under 5,000 agents; of several runs the worst counts."""
+    answer_ms = max(result["answer_p99_ms"] or 0.0 for result in results)
+    return [
+        at_most("all agents have started", max(result["started_s"] for result in results), START_S, "s", 1),
+        at_most("CPU in the start", 100 * max(result["cpu_start_ratio"] for result in results), 100, "% of a core"),
+        at_most("answers, p99", answer_ms, ANSWER_MS, "ms"),
+        at_most("agents that failed", max(result["failed_agents"] for result in results), 0, "agents"),
+    ]
 
 
 _COLUMNS: Sequence[tuple[str, Callable[[dict[str, Any]], str]]] = (

@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.contract import record
 from bench.lab.meters import process_cpu_s, process_peak_rss_mib
 from bench.results import percentile
 
@@ -138,8 +139,12 @@ class Findings:
     def figures(self, plan: Plan, image: Image, usage: Usage) -> dict[str, Any]:
         """Return the figures of a run under the keys of its JSON."""
         lag_s = percentile(sorted(self.lag_s), 99) or 0.0
-        return {
+        figures = {
             "system": "scheduler",
+            "nodes": plan.agents,
+            "last_s": self.finished_s,
+            "failed_pulls": self.failed_agents,
+            "control_bytes_per_node": (self.bytes_sent + self.bytes_received) / plan.agents,
             **asdict(plan),
             "chunks": sum(blob.chunks.count for blob in image.blobs.values()),
             "connects_per_s": plan.agents / self.connect_s,
@@ -164,6 +169,7 @@ class Findings:
             "load_lag_p99_ms": lag_s * 1000,
             "void": void_reason(usage, lag_s),
         }
+        return record(figures)
 
 
 def _latency(name: str, times_s: list[float]) -> dict[str, float | None]:
