@@ -15,6 +15,7 @@ import select
 import socket
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -141,15 +142,24 @@ class _Connection:
 
 def ask_all(load: Load) -> Seen:
     """Ask everything and return when the last body is here. Blocking. Raises ClientError or OSError."""
-    seen, waiting = Seen(), list(reversed(load.requests))
-    epoll, buffer = select.epoll(), memoryview(bytearray(_BUFFER_BYTES))
-    connections = [_Connection((load.host, load.port)) for _ in range(min(load.connections, len(waiting)))]
-    by_fd = {connection.sock.fileno(): connection for connection in connections}
-    began = time.perf_counter()
-    for connection in connections:
-        epoll.register(connection.sock.fileno(), select.EPOLLIN)
+    waiting = list(reversed(load.requests))
+    with ExitStack() as closing:
+        epoll = closing.enter_context(select.epoll())
+        by_fd: dict[int, _Connection] = {}
+        for _ in range(min(load.connections, len(waiting))):
+            connection = _Connection((load.host, load.port))
+            closing.enter_context(connection.sock)
+            by_fd[connection.sock.fileno()] = connection
+        return _ask(load, waiting, epoll, by_fd)
+
+
+def _ask(load: Load, waiting: list[tuple[str, str]], epoll: select.epoll, by_fd: dict[int, _Connection]) -> Seen:
+    seen, buffer, began = Seen(), memoryview(bytearray(_BUFFER_BYTES)), time.perf_counter()
+    for fd, connection in by_fd.items():
+        epoll.register(fd, select.EPOLLIN)
         connection.ask(load.host, *waiting.pop())
-    while by_fd:
+    busy = len(by_fd)
+    while busy:
         ready = epoll.poll(_TIMEOUT_S)
         if not ready:
             raise ClientError(f"no byte within {_TIMEOUT_S:.0f} s")
@@ -160,14 +170,15 @@ def ask_all(load: Load) -> Seen:
             if received and connection.first:
                 connection.first = False
                 seen.ttfb_s.append(time.perf_counter() - connection.asked_at)
-            if received and not connection.unread_bytes:
-                if load.check:
-                    connection.check()
-                if waiting:
-                    connection.ask(load.host, *waiting.pop())
-                else:
-                    epoll.unregister(fd)
-                    by_fd.pop(fd).sock.close()
+            if not received or connection.unread_bytes:
+                continue
+            if load.check:
+                connection.check()
+            if waiting:
+                connection.ask(load.host, *waiting.pop())
+            else:
+                epoll.unregister(fd)
+                busy -= 1
     seen.seconds = time.perf_counter() - began
     return seen
 

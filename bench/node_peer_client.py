@@ -14,6 +14,7 @@ import select
 import socket
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
@@ -152,16 +153,23 @@ def take_all(wish: Wish) -> dict[str, object]:
         ValueError: what the agent says or sends is wrong.
         OSError: it hangs up, or says nothing for long.
     """
-    epoll, buffer = select.epoll(), memoryview(bytearray(_RECEIVE_BYTES))
-    peers: dict[int, tuple[socket.socket, PlayedPeer]] = {}
-    payload_bytes, first_s, began = 0, [], time.perf_counter()
-    for number in range(wish.peers):
-        sock, peer = socket.create_connection((wish.host, wish.port), timeout=_TIMEOUT_S), PlayedPeer(wish, number)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        epoll.register(sock.fileno(), select.EPOLLIN)
-        peers[sock.fileno()] = sock, peer
+    with ExitStack() as closing:
+        epoll = closing.enter_context(select.epoll())
+        peers: dict[int, tuple[socket.socket, PlayedPeer]] = {}
+        for number in range(wish.peers):
+            sock = closing.enter_context(socket.create_connection((wish.host, wish.port), timeout=_TIMEOUT_S))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            peers[sock.fileno()] = sock, PlayedPeer(wish, number)
+        return _take_all(epoll, peers)
+
+
+def _take_all(epoll: select.epoll, peers: dict[int, tuple[socket.socket, PlayedPeer]]) -> dict[str, object]:
+    buffer, first_s, began = memoryview(bytearray(_RECEIVE_BYTES)), [], time.perf_counter()
+    for fd, (sock, peer) in peers.items():
+        epoll.register(fd, select.EPOLLIN)
         sock.sendall(peer.greeting())
-    while peers:
+    busy = len(peers)
+    while busy:
         ready = epoll.poll(_TIMEOUT_S)
         if not ready:
             raise OSError("the agent sends nothing")
@@ -172,13 +180,15 @@ def take_all(wish: Wish) -> dict[str, object]:
                 raise OSError("the agent hung up")
             if said := peer.receive(buffer[:count]):
                 sock.sendall(said)
-            payload_bytes += peer.payload_bytes - before
             if not before and peer.payload_bytes:
                 first_s.append(time.perf_counter() - began)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, max(1, min(_LOW_WATER_BYTES, peer.span_left)))
             if peer.done:
+                # At once: a peer that is silent keeps an upload slot from the others.
                 epoll.unregister(fd)
-                peers.pop(fd)[0].close()
+                sock.close()
+                busy -= 1
+    payload_bytes = sum(peer.payload_bytes for _, peer in peers.values())
     return {"seconds": time.perf_counter() - began, "payload_bytes": payload_bytes, "first_s": first_s}
 
 
