@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 READ_STALL_S = 75.0
 """A reader that gets no byte for so long is cut; the pull itself gives up earlier."""
 DOUBT_S = 5.0
-"""What only its sender vouches for is kept from readers for so long after it came, for by then small blobs are verified.
+"""What only its sender vouches for is kept from readers for so long after it came: by then small blobs are verified.
 Where there is no second witness a large one must flow on: CRI-O 1.32 gives up after 10 s without a byte."""
 
 

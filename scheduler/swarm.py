@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from p2pdist.core.chunkmap import ChunkMap, from_bytes, lowest, members
 from p2pdist.core.ladder import MISSING_AT_ONCE
-from p2pdist.core.lease import NEVER
+from p2pdist.core.lease import FIRST_AHEAD, NEVER
 from p2pdist.core.wire import (
     Checksums,
     Done,
@@ -383,7 +383,7 @@ class SchedulerState:
     # --------------------------------------------------------------- leases
 
     def _hand_out(self, now: float) -> Outbox:
-        """Lease what nobody has, the first chunk of each blob first, then in the order of the joins."""
+        """Lease what nobody has, the first chunk of each of the next blobs first, then in the order of the joins."""
         if self._restarting and now < self._resettle_until:
             return []
         out: Outbox = []
@@ -396,7 +396,10 @@ class SchedulerState:
     def _lease_along(self, registry: Registry, line: dict[Digest, Swarm], which: int, now: float, out: Outbox) -> None:
         """Lease chunks of the set `which` of the swarms in line, as far as the registry's number of leases goes."""
         through = []
+        ahead = next((swarm.order for swarm in registry.rest.values()), 0) + FIRST_AHEAD
         for swarm in line.values():
+            if which == 1 and swarm.order >= ahead:
+                break
             while len(registry.leases) < LEASES and swarm.pending & which:
                 peer = self._draw(swarm, now)
                 if peer is None:

@@ -35,6 +35,11 @@ a peer that comes and goes must not keep the others waiting."""
 REST_S = 6.0
 LEASES = 4
 """Chunks in flight from the origin per swarm: 1, 2 and 8 measured worse (SWARM)."""
+FIRST_AHEAD = 8
+"""Blobs, in the order wanted, whose first chunks come before all else: more than runtimes read at a time."""
+END_LEASES = 3
+"""Without a scheduler: chunks that a member fetches at a time when few are left. Chance gives some members more than
+others, and one fetch at a time leaves the origin's link idle."""
 REACH_PER_MEMBER = 2
 """Without a scheduler: how many chunks past the first that nobody has may be fetched, per member."""
 STEP_IN_S = 3.0
@@ -193,19 +198,25 @@ class Leasing:
         """Fetch what is ours to fetch where no scheduler leases it."""
         state = self._state
         settled = not state.book.peers or state.now >= self._settled_at
-        # The first chunk of each blob first: every runtime that waits gets its first byte.
+        # The first chunk of each of the next blobs first: every runtime that waits gets its first byte.
         for within in (1, None):
-            for progress in state.wanted():
+            for progress in state.wanted()[: FIRST_AHEAD if within else None]:
                 if progress.shared and (state.scheduled or not settled):
                     continue
                 if progress.complete or progress.final or progress.retry_at > state.now:
                     continue
                 swarm = self.swarm_of(progress)
-                while len(self._fetching) < max(1, LEASES // len(swarm)):
+                while len(self._fetching) < self._most(progress, swarm):
                     index = self._own_chunk(progress, swarm, progress.full if within is None else within)
                     if index is None:
                         break
                     self.fetch(progress, index)
+
+    def _most(self, progress: Progress, swarm: frozenset[PeerId]) -> int:
+        """Return how many chunks to fetch at a time: more at the end, when others have no more to fetch."""
+        missing = (progress.full & ~(progress.have | progress.held)).bit_count()
+        last = progress is self._state.wanted()[-1] and missing <= len(swarm)
+        return max(END_LEASES if last else 1, LEASES // len(swarm))
 
     def _own_chunk(self, progress: Progress, swarm: frozenset[PeerId], within: int) -> int | None:
         """Return the next chunk in the set `within` that this agent leases to itself, or None."""

@@ -32,8 +32,8 @@ DUPLICATE_FACTOR = 3
 CALLED = 2
 """Holders told that a chunk is to be had from them after all, or that we have little on its way."""
 FETCH_ROOM = 3
-"""A node that fetches from the origin takes so many chunks fewer from peers, or its origin flow starves (SWARM lesson 4;
-with 1 the origin's link idled for 2% of a rollout)."""
+"""A node that fetches from the origin takes so many chunks fewer from peers, or its origin flow starves (SWARM lesson
+4; with 1 the origin's link idled for 2% of a rollout)."""
 HUNGRY_S = 0.05
 """A node with less than half of its downloads under way says so, at most this often, while it lacks more than these."""
 
@@ -79,19 +79,26 @@ class Taking:
         state.out.append(TakeChunk(peer=peer.peer_id, number=number, blob=progress.blob, index=index))
 
     def _pick(self, peer: Peer) -> tuple[Progress, int] | None:
-        """Return the chunk to take from this peer: in a window first, then the rarest of the pool."""
+        """Return the chunk to take from this peer: a reader's first, then in a window, then the rarest of the pool."""
         rng = self._state.rng
+        window: tuple[Progress, int] | None = None
         best: tuple[Progress, int] | None = None
         for progress in self._state.wanted():
             free = peer.shared.get(progress.blob, 0) & ~(progress.have | progress.inflight)
             if not free:
                 continue
-            urgent = free & progress.window
-            if urgent:
-                return progress, rarest(urgent, progress.holders, rng)
+            if free & 1 and 0 in progress.heads.values():
+                return progress, 0
+            if window is not None:
+                continue
+            if urgent := free & progress.window:
+                window = progress, urgent
+                continue
             index = rarest(free, progress.holders, rng)
             if best is None or progress.holders[index] < best[0].holders[best[1]]:
                 best = progress, index
+        if window is not None:
+            return window[0], rarest(window[1], window[0].holders, rng)
         return best or self._pick_again(peer)
 
     def _pick_again(self, peer: Peer) -> tuple[Progress, int] | None:

@@ -86,6 +86,18 @@ def test_an_agent_that_has_little_on_its_way_says_so_to_holders_while_it_lacks_m
     assert send(3, Room()) not in script.tick(2.0)
 
 
+def test_the_first_chunk_that_a_reader_waits_for_comes_before_another_blobs_window() -> None:
+    script = pulling(2, chunks=4)
+    script.start(4, blob=digest(2))
+    script.says(2, share(range(4), blob=digest(2)))
+    script.on(ev.HeadMoved(blob=B, reader=1, index=1))
+    script.on(ev.HeadMoved(blob=digest(2), reader=1, index=0))
+    assert script.says(2, Grant(1)) == [take(2, 1, 0, blob=digest(2))]
+    (other,) = script.says(2, Grant(2))
+    assert isinstance(other, ev.TakeChunk)
+    assert other.blob == B
+
+
 def test_chunks_in_the_window_of_a_reader_come_first_then_the_rarest() -> None:
     picks = Counter[int]()
     for seed in range(40):
