@@ -24,6 +24,7 @@ from p2pdist import __version__
 from p2pdist.config import Address
 from p2pdist.core import events as ev
 from p2pdist.core.pull import PullMachine
+from p2pdist.core.racks import place_of
 from p2pdist.core.state import PullSettings
 from p2pdist.core.types import parse_peer_id
 from p2pdist.core.wire import VERSION, Hello, PeerAddress, Stored
@@ -88,9 +89,9 @@ class Agent:
         )
         self.peer_id = _identity(config.data_dir)
         rng = random.Random()
-        self.machine = PullMachine(
-            self.peer_id, rng, PullSettings(upload_slots=config.upload_slots, downloads=config.downloads)
-        )
+        rack = place_of(config.site, config.rack)
+        settings = PullSettings(upload_slots=config.upload_slots, downloads=config.downloads, rack=rack)
+        self.machine = PullMachine(self.peer_id, rng, settings)
         self.neighbourhood = Neighbourhood(
             self._hello, degree=config.degree, max_peers=min(config.max_connections, 4 * config.degree)
         )

@@ -16,6 +16,7 @@ import trio
 
 from p2pdist.core import events as ev
 from p2pdist.core.pull import TICK_S
+from p2pdist.core.racks import place_of
 from p2pdist.core.wire import Ask, Checksums, Have, Hello, Neighbours, Refuse, Resolved, Share, Take
 from p2pdist.errors import RemoteProtocolError, StoreError
 
@@ -216,7 +217,7 @@ class Exchange:
 
     def add_link(self, link: PeerLink) -> None:
         self.links[link.peer_id] = link
-        self.feed(ev.PeerConnected(peer=link.peer_id))
+        self.feed(ev.PeerConnected(peer=link.peer_id, rack=place_of(link.hello.site, link.hello.rack)))
 
     def remove_link(self, link: PeerLink) -> None:
         """Forget a link that ended; of no effect where another has taken its place."""

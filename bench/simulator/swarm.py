@@ -22,6 +22,7 @@ from p2pdist.core import events as ev
 from p2pdist.core import wire
 from p2pdist.core.chunkmap import ChunkMap
 from p2pdist.core.pull import PullMachine
+from p2pdist.core.state import PullSettings
 from p2pdist.core.types import Digest, PeerId
 from p2pdist.core.verify import checksum_of
 from scheduler.swarm import PUSH_S, SchedulerState
@@ -204,12 +205,14 @@ class Swarm:
         plan, number = self.plan, len(self.nodes)
         rate = plan.link_mbit * MBIT * (plan.slow_factor if slow else 1.0)
         peer = PeerId(f"{self.rng.getrandbits(128):032x}")
-        node = Node(peer, PullMachine(peer, Random(self.rng.random())), rate, self._rack_of(number))
+        rack = self._rack_of(number)
+        settings = PullSettings(rack="" if rack is None else f"rack-{rack}")
+        node = Node(peer, PullMachine(peer, Random(self.rng.random()), settings), rate, rack)
         node.started_s = started_s
         self.nodes[peer] = node
         self.alive.append(node)
         self.unfinished += 1
-        site = "" if node.rack is None else f"rack-{node.rack}"
+        site = settings.rack
         self._scheduler.connected(wire.PeerAddress(peer, "192.0.2.1", 5051, site, site))
         self._feed(node, ev.SchedulerConnected())
         self._at(started_s + plan.resolve_s, self._start, node)
@@ -300,8 +303,8 @@ class Swarm:
             return
         if len(node.links) < most and len(other.links) < most:
             node.links[other.peer], other.links[node.peer] = other, node
-            self._feed(node, ev.PeerConnected(peer=other.peer))
-            self._feed(other, ev.PeerConnected(peer=node.peer))
+            self._feed(node, ev.PeerConnected(peer=other.peer, rack=other.machine.state.settings.rack))
+            self._feed(other, ev.PeerConnected(peer=node.peer, rack=node.machine.state.settings.rack))
 
     def _disconnect(self, node: Node, other: Node) -> None:
         for one, two in ((node, other), (other, node)):

@@ -121,6 +121,8 @@ class BlobEvicted:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerConnected:
     peer: PeerId
+    rack: str = ""
+    """Where it stands (core/racks.py), empty where it does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

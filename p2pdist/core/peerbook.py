@@ -42,6 +42,8 @@ class Peer:
     """A connected peer."""
 
     peer_id: PeerId
+    rack: str = ""
+    """Its rack's name among all sites; empty: not known."""
     shared: dict[Digest, int] = field(default_factory=dict)
     """The chunks it has, by blob."""
     wants: dict[Digest, float] = field(default_factory=dict)
@@ -85,7 +87,25 @@ class PeerBook:
     """All connected peers, and who is banned until when."""
 
     peers: dict[PeerId, Peer] = field(default_factory=dict)
+    racks: dict[str, dict[PeerId, Peer]] = field(default_factory=dict)
+    """The peers of each rack that has a name."""
     banned_until: dict[PeerId, float] = field(default_factory=dict)
+
+    def add(self, peer: Peer) -> Peer:
+        """Take in a peer, in the place of an earlier connection of its."""
+        self.pop(peer.peer_id)
+        self.peers[peer.peer_id] = peer
+        if peer.rack:
+            self.racks.setdefault(peer.rack, {})[peer.peer_id] = peer
+        return peer
+
+    def pop(self, peer_id: PeerId) -> Peer | None:
+        """Forget a peer; return what was known of it."""
+        peer = self.peers.pop(peer_id, None)
+        mates = self.racks.get(peer.rack, {}) if peer is not None else {}
+        if mates.pop(peer_id, None) is not None and not mates and peer is not None:
+            del self.racks[peer.rack]
+        return peer
 
     def ban(self, peer_id: PeerId, now: float) -> None:
         """Have nothing to do with a peer for BAN_S; forgets the bans that are over."""

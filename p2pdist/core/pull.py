@@ -24,6 +24,7 @@ from p2pdist.core.ladder import Ladder
 from p2pdist.core.lease import SETTLE_S, Leasing, holder_of
 from p2pdist.core.peerbook import BAN_S, FAILURES_TO_DROP, MAX_SHARED_BLOBS, Peer
 from p2pdist.core.progress import MAX_WHOLE_BYTES, Progress, read_share
+from p2pdist.core.racks import Racks
 from p2pdist.core.serve import Giving
 from p2pdist.core.state import PullSettings, SwarmState
 from p2pdist.core.take import Taking
@@ -59,8 +60,9 @@ class PullMachine:
         self.counters = self.state.counters
         self._leasing = Leasing(self.state)
         self._ladder = Ladder(self.state, self._leasing)
-        self._taking = Taking(self.state, self._leasing.fetching)
-        self._giving = Giving(self.state)
+        racks = Racks(self.state)
+        self._taking = Taking(self.state, self._leasing.fetching, racks)
+        self._giving = Giving(self.state, racks)
         self._orders = 0
         self._flushed_at = 0.0
 
@@ -105,7 +107,7 @@ class PullMachine:
             case ev.BlobEvicted():
                 self._blob_evicted(event.blob)
             case ev.PeerConnected():
-                self._peer_connected(event.peer)
+                self._peer_connected(event.peer, event.rack)
             case ev.PeerLost():
                 self._peer_lost(event.peer)
             case _:
@@ -474,15 +476,15 @@ class PullMachine:
 
     # --------------------------------------------------------------- peers
 
-    def _peer_connected(self, peer_id: PeerId) -> None:
-        peer = self.book.peers[peer_id] = Peer(peer_id)
+    def _peer_connected(self, peer_id: PeerId, rack: str) -> None:
+        peer = self.book.add(Peer(peer_id, rack))
         self._leasing.met()
         for progress in self.state.wanted():
             if progress.shared:
                 self.state.share_with(peer, progress, reply=False)
 
     def _peer_lost(self, peer_id: PeerId) -> None:
-        peer = self.book.peers.pop(peer_id, None)
+        peer = self.book.pop(peer_id)
         if peer is None:
             return
         self._giving.lost(peer)
@@ -594,5 +596,5 @@ class PullMachine:
         for progress in list(self.state.wanted()):
             self._ladder.climb(progress)
             self._fail_if_hopeless(progress)
-        self._taking.make_room()
+        self._taking.ticked()
         self._giving.grant()

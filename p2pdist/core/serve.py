@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from p2pdist.core.peerbook import Peer
+    from p2pdist.core.racks import Racks
     from p2pdist.core.state import SwarmState
 
 GRANT_TIMEOUT_S = 3.0
@@ -36,8 +37,9 @@ PER_PEER = 2
 class Giving:
     """The upload slots of one agent. At most `settings.upload_slots` are in use."""
 
-    def __init__(self, state: SwarmState) -> None:
+    def __init__(self, state: SwarmState, racks: Racks) -> None:
         self.slots_used = 0
+        self._racks = racks
         self._state = state
 
     def grant(self) -> None:
@@ -75,7 +77,7 @@ class Giving:
         for blob in peer.wants:
             progress = blobs.get(blob)
             if progress is not None and progress.shared:
-                total += peer.lacks(blob, progress.offered).bit_count()
+                total += self._racks.givable(peer, progress, peer.lacks(blob, progress.offered)).bit_count()
         return total
 
     def taken(self, peer: Peer, message: Take) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from p2pdist.core.peerbook import Peer
     from p2pdist.core.progress import Progress
+    from p2pdist.core.racks import Racks
     from p2pdist.core.state import SwarmState
     from p2pdist.core.types import Digest, PeerId
 
@@ -41,8 +42,9 @@ HUNGRY_S = 0.05
 class Taking:
     """The downloads of one agent. At most `settings.downloads` chunks are on their way from peers."""
 
-    def __init__(self, state: SwarmState, fetching: Callable[[], int]) -> None:
+    def __init__(self, state: SwarmState, fetching: Callable[[], int], racks: Racks) -> None:
         self._state = state
+        self._racks = racks
         self._fetching = fetching
         self._downloads = 0
         self._chunk_s = 0.0
@@ -85,6 +87,7 @@ class Taking:
         best: tuple[Progress, int] | None = None
         for progress in self._state.wanted():
             free = peer.shared.get(progress.blob, 0) & ~(progress.have | progress.inflight)
+            free = self._racks.takable(peer, progress, free)
             if not free:
                 continue
             if free & 1 and 0 in progress.heads.values():
@@ -105,7 +108,7 @@ class Taking:
         """Return a chunk that is on its way already, but for long (the endgame), or None."""
         patience_s = max(DUPLICATE_FACTOR * self._chunk_s, MIN_DEADLINE_S / 2)
         for progress in self._state.wanted():
-            free = peer.shared.get(progress.blob, 0) & ~progress.have
+            free = self._racks.takable(peer, progress, peer.shared.get(progress.blob, 0) & ~progress.have)
             for index, asked in progress.asked.items():
                 late = self._state.now - asked[0][1] > patience_s
                 if free >> index & 1 and late and len(asked) == 1 and asked[0][0] != peer.peer_id:
@@ -200,6 +203,13 @@ class Taking:
         for peer in self._state.rng.sample(holders, min(CALLED, len(holders))):
             self._state.answer(peer, Room())
 
+    def ticked(self) -> None:
+        """Use the room that there is, also for chunks that those of our rack whose turn it was did not import."""
+        for progress, index in self._racks.look(self._downloads):
+            if self._room() > 0:
+                self.call_for(progress, index)
+        self.make_room()
+
     def make_room(self) -> None:
         """Tell peers whose grants were declined for want of room that there is some now."""
         free = self._room()
@@ -215,16 +225,18 @@ class Taking:
 
     def _say_hungry(self) -> None:
         """Ask some that have what we lack to grant to us next: chance alone leaves one node in eight idling."""
-        state = self._state
+        state, racks = self._state, self._racks
         if state.now - self._hungry_at < HUNGRY_S:
             return
-        lacking = [(progress.blob, progress.full & ~(progress.have | progress.inflight)) for progress in state.wanted()]
-        if sum(bits.bit_count() for _, bits in lacking) <= state.settings.downloads:
+        lacking = [(progress, progress.full & ~(progress.have | progress.inflight)) for progress in state.wanted()]
+        few = sum(bits.bit_count() for _, bits in lacking) <= state.settings.downloads
+        if few and not self._racks.starving:
             return
         holders = [
             peer
             for peer in state.book.peers.values()
-            if len(peer.downloads) < CALLED and any(peer.shared.get(blob, 0) & bits for blob, bits in lacking)
+            if len(peer.downloads) < CALLED
+            and any(racks.takable(peer, lacks, peer.shared.get(lacks.blob, 0) & bits) for lacks, bits in lacking)
         ]
         self._hungry_at = state.now
         for peer in state.rng.sample(holders, min(CALLED, len(holders))):
