@@ -54,6 +54,8 @@ class Echo:
                     await trio.sleep_forever()
                 finally:
                     self.cancelled.set()
+            case "/split":
+                return Response(200, (("X-Kind", "echo\r\nX-Other: smuggled"),), b"", "echo")
             case "/file":
                 self.readers.append(FakeReader(self.blob, self.file))
                 return Response(200, (), FileBody(self.readers[-1], 0, self.blob.size_bytes), "file")
@@ -198,6 +200,29 @@ async def test_a_bug_in_the_application_is_answered_with_500_and_the_server_live
     client = await connect(port)
     assert (await client.get("/boom")).status == 500
     assert (await client.get("/a")).status == 200
+
+
+async def test_a_header_that_would_break_out_of_its_line_is_never_sent(connect: Connect, nursery: trio.Nursery) -> None:
+    application, _, port = await serve(nursery)
+    client = await connect(port)
+    await client.send(request("/split"))
+    with pytest.raises((Incomplete, trio.BrokenResourceError, ConnectionError)):
+        await client.answer()
+    assert not (await application.reports(1))[0].complete
+    assert (await (await connect(port)).get("/a")).body == b"/a"
+
+
+async def test_of_a_crowd_larger_than_the_server_all_are_served_but_never_more_at_once_than_there_is_room(
+    connect: Connect, nursery: trio.Nursery
+) -> None:
+    _, server, port = await serve(nursery, connections=30)
+    crowd = [await connect(port) for _ in range(40)]
+    await trio.testing.wait_all_tasks_blocked()
+    assert server.statistics()["connections"] == 30
+    for client in crowd:
+        await client.send(request("/a"))
+    for client in crowd:
+        assert (await client.answer()).body == b"/a"
 
 
 async def test_a_file_arrives_byte_for_byte_and_its_reader_is_closed(connect: Connect, nursery: trio.Nursery) -> None:
