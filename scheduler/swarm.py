@@ -7,7 +7,7 @@ chunks done; it never decides a transfer between peers. All state is soft: after
 back from the agents' Join and Stored.
 
 Invariants: a chunk is leased to at most one member at a time; a chunk that a member has is not
-leased; at most LEASES leases per registry are out; a swarm with a chunk to lease is in its registry's line.
+leased; none is leased past what the registry's pace says; a swarm with a chunk to lease is in its registry's line.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from p2pdist.core.wire import (
 )
 from p2pdist.errors import RemoteProtocolError
 from scheduler.handout import Crowd, neighbours
+from scheduler.pace import MEMBER_LEASES, Begun, Pace
 from scheduler.tags import Tags
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 
     from p2pdist.core.types import Checksum, Digest, PeerId
 
-LEASES = 5
-"""Chunks in flight from one registry: 1, 2 and 8 measured worse (SWARM); with 4 its link idled now and then."""
 LEASE_S = 15.0
 """Without a Renew a lease lapses; its holder renews every 5 s while bytes come."""
 PUSH_S = 0.1
@@ -131,7 +130,8 @@ class Swarm:
 class Registry:
     """The leases that are out for one origin, and the swarms in line for the next, in the order of the joins."""
 
-    leases: dict[tuple[Digest, int], Swarm] = field(default_factory=dict)
+    leases: dict[tuple[Digest, int], tuple[Swarm, Begun]] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)
     first: dict[Digest, Swarm] = field(default_factory=dict)
     """Swarms whose first chunk is to be leased; they leave the line when they come up and have nothing to lease."""
     rest: dict[Digest, Swarm] = field(default_factory=dict)
@@ -200,7 +200,7 @@ class SchedulerState:
             case Join():
                 return self._on_join(peer, member, message, now) + self._hand_out(now)
             case Done():
-                self._on_done(peer, message)
+                self._on_done(peer, message, now)
                 return self._hand_out(now)
             case Failed():
                 self._on_failed(peer, message, now)
@@ -232,7 +232,7 @@ class SchedulerState:
         """Push checksums, let late leases lapse, ask again for tags; every PUSH_S or so."""
         out: Outbox = []
         for name, registry in list(self._registries.items()):
-            for (_, index), swarm in list(registry.leases.items()):
+            for (_, index), (swarm, _) in list(registry.leases.items()):
                 peer, deadline = swarm.leases[index]
                 if deadline <= now:
                     self.leases_lapsed += 1
@@ -400,14 +400,14 @@ class SchedulerState:
         for swarm in line.values():
             if which == 1 and swarm.order >= ahead:
                 break
-            while len(registry.leases) < LEASES and swarm.pending & which:
-                peer = self._draw(swarm, now)
+            while len(registry.leases) < registry.pace.leases and swarm.pending & which:
+                peer = self._draw(swarm, registry.pace.leases, now)
                 if peer is None:
                     break
                 self._lease(registry, swarm, lowest(swarm.pending), peer, now, out)
             if not swarm.pending & which:
                 through.append(swarm.blob)
-            if len(registry.leases) >= LEASES:
+            if len(registry.leases) >= registry.pace.leases:
                 break
         for blob in through:
             del line[blob]
@@ -415,15 +415,15 @@ class SchedulerState:
     def _lease(self, registry: Registry, swarm: Swarm, index: int, peer: PeerId, now: float, out: Outbox) -> None:
         swarm.leases[index] = (peer, now + LEASE_S)
         swarm.leased_bits |= 1 << index
-        registry.leases[swarm.blob, index] = swarm
+        registry.leases[swarm.blob, index] = swarm, registry.pace.began(now)
         self.members[peer].leases += 1
         self.members[peer].leased_ever += 1
         self.leases_granted += 1
         out.append((peer, Lease(swarm.blob, index, int(LEASE_S * 1000))))
 
-    def _draw(self, swarm: Swarm, now: float) -> PeerId | None:
-        """Return the member to lease a chunk to: one without a lease, and of those one with few so far."""
-        most = -(-LEASES // len(swarm.members))
+    def _draw(self, swarm: Swarm, leases: int, now: float) -> PeerId | None:
+        """Return the member to lease a chunk to: one with less than its share, and of those one with few so far."""
+        most = min(MEMBER_LEASES, -(-leases // len(swarm.members)))
         drawn = swarm.members.sample(2 * SAMPLE if len(swarm.members) <= 2 * SAMPLE else SAMPLE, self._rng)
         free = [peer for peer in drawn if self.members[peer].leases < most and swarm.refused.get(peer, 0.0) <= now]
         if not free:
@@ -443,7 +443,7 @@ class SchedulerState:
             self.members[peer].leases -= 1
         return True
 
-    def _on_done(self, peer: PeerId, message: Done) -> None:
+    def _on_done(self, peer: PeerId, message: Done, now: float) -> None:
         swarm = self.swarms.get(message.blob)
         if swarm is None:
             return
@@ -453,10 +453,17 @@ class SchedulerState:
         if not swarm.full >> message.index & 1:
             raise RemoteProtocolError(f"chunk {message.index} of a blob of {message.size_bytes} bytes")
         checksum = unpack_checksums(message.checksum, 1)[0]
+        self._measure(swarm, message.index, peer, now)
         held = self._end_lease(swarm, message.index, peer)
         # Without the lease (it lapsed, or an earlier scheduler gave it) the word counts only where no other has it.
         if message.index not in swarm.done and (held or message.index not in swarm.leases):
             self._note_done(swarm, message.index, checksum, peer)
+
+    def _measure(self, swarm: Swarm, index: int, peer: PeerId, now: float) -> None:
+        if swarm.chunks is not None and swarm.leases.get(index, ("", 0.0))[0] == peer:
+            registry = self._registry(swarm)
+            begun, out = registry.leases[swarm.blob, index][1], len(registry.leases)
+            registry.pace.done(begun, swarm.chunks.length(index), now, out=out, members=len(swarm.members))
 
     def _on_failed(self, peer: PeerId, message: Failed, now: float) -> None:
         swarm = self.swarms.get(message.blob)
@@ -464,7 +471,9 @@ class SchedulerState:
             return
         swarm.refused[peer] = float("inf") if message.pause_ms == NEVER else now + FAILED_PAUSE_S
         if message.pause_ms > 0:
-            self._registry(swarm).paused_until = now + min(message.pause_ms / 1000, MAX_PAUSE_S)
+            registry = self._registry(swarm)
+            registry.paused_until = now + min(message.pause_ms / 1000, MAX_PAUSE_S)
+            registry.pace.refused(now)
 
     def _on_missing(self, peer: PeerId, message: Missing, now: float) -> Outbox:
         """Help an agent that sees no holder of some chunks: name one, or lease them again."""

@@ -22,7 +22,7 @@ from p2pdist.core.pull import TICK_S, PullMachine
 from p2pdist.core.types import Checksum, Digest, PeerId
 from p2pdist.core.verify import checksum_of
 from p2pdist.errors import OriginError
-from scheduler.swarm import LEASE_S, LEASES, PUSH_S, SchedulerState
+from scheduler.swarm import LEASE_S, PUSH_S, SchedulerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -387,7 +387,9 @@ class World:
             if isinstance(message, wire.Lease):
                 assert (message.blob, message.index) not in self._leases, "leased twice at a time"
                 self._leases[message.blob, message.index] = peer, self.now + LEASE_S
-                assert len(self._leases) <= LEASES, "more leases out than allowed"
+                assert self.scheduler is not None
+                allowed = self.scheduler._registries[REGISTRY].pace.leases
+                assert len(self._leases) <= allowed, "more leases out than allowed"
             self._send("scheduler", peer, lambda peer=peer, message=message: self._hears(peer, message))  # type: ignore[misc]
 
     def _hears(self, peer: PeerId, message: wire.Message) -> None:

@@ -33,10 +33,11 @@ from p2pdist.core.wire import (
 )
 from p2pdist.errors import RemoteProtocolError
 from scheduler import swarm as module
+from scheduler.pace import LEASES_MAX
+from scheduler.pace import LEASES_MIN as LEASES
 from scheduler.swarm import (
     FAILED_PAUSE_S,
     LEASE_S,
-    LEASES,
     MAX_PAUSE_S,
     PUSH_S,
     PUSH_S_PER_MEMBER,
@@ -661,7 +662,7 @@ def check(state: SchedulerState) -> None:
         out += len(swarm.leases)
     assert out == sum(len(registry.leases) for registry in state._registries.values())
     assert out == sum(member.leases for member in state.members.values())
-    assert all(len(registry.leases) <= LEASES for registry in state._registries.values())
+    assert all(len(registry.leases) <= LEASES_MAX for registry in state._registries.values())
     for number, member in state.members.items():
         assert all(number in state.swarms[blob].members for blob in member.swarms)
         assert all(number in state._holders[blob] for blob in member.stored)
