@@ -266,7 +266,7 @@ class SchedulerState:
         holders = self._holders.get(swarm.blob, _NOBODY)
         known = [other for other in member.neighbours if other in swarm.members or other in holders]
         small = max(len(swarm.members), len(holders)) <= self._degree + 1
-        others = self._others(peer, swarm, 2 * (self._degree + 1)) if small else []
+        others = self._others(peer, swarm, 4 * (self._degree + 1)) if small else []
         if not small or len(others) > self._degree:
             wanted = -(-self._degree // 2) - len(known)
             others = known[:MAX_NAMED] + self._strangers(peer, member, swarm, wanted)
@@ -276,10 +276,11 @@ class SchedulerState:
         return self._name(peer, swarm, others)
 
     def _others(self, peer: PeerId, swarm: Swarm, most: int) -> list[PeerId]:
-        """Return members and holders that can be dialled, all where either are no more than `most`."""
-        holders = self._holders.get(swarm.blob, _NOBODY)
-        drawn = dict.fromkeys([*swarm.members.sample(most, self._rng), *holders.sample(most, self._rng)])
-        return [other for other in drawn if other != peer and self.members[other].address.port]
+        """Return up to `most` members and holders that can be dialled, of either at least half where there are."""
+        holders, wanting = self._holders.get(swarm.blob, _NOBODY), swarm.members
+        from_holders = min(len(holders), max(most // 2, most - len(wanting)))
+        drawn = [*wanting.sample(most - from_holders, self._rng), *holders.sample(from_holders, self._rng)]
+        return [other for other in dict.fromkeys(drawn) if other != peer and self.members[other].address.port]
 
     def _strangers(self, peer: PeerId, member: Member, swarm: Swarm, wanted: int) -> list[PeerId]:
         """Return up to `wanted` peers of a swarm that are no neighbours yet, those with few neighbours first."""
