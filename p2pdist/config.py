@@ -349,7 +349,12 @@ class AgentConfig:
     site: str = setting(
         "", "The place this node is in; peers in the same site are preferred.", flag="--site", pattern=_LABEL
     )
-    rack: str = setting("", "The rack within the site.", flag="--rack", pattern=_LABEL)
+    rack: str = setting(
+        "",
+        "The rack within the site: agents with the same site and rack bring each chunk over the rack's uplink once.",
+        flag="--rack",
+        pattern=_LABEL,
+    )
     data_dir: Path = setting(
         Path("/var/lib/p2pdist"), "Where blobs and the agent's identity are kept.", flag="--data-dir"
     )

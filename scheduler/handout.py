@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which peers to be connected to: a nearly regular random graph, the newcomer's own site first.
+"""Which peers to be connected to: a nearly regular random graph, the newcomer's own rack and site first.
 
 Pure. Simulated: a regular graph of degree 20 costs 1.07 times the bound, an irregular one 1.22 and
 more origin egress (LIMITS, section 3). Each newcomer is given half the degree and dials them, so
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from p2pdist.core.types import PeerId
 
 LOCAL_SHARE = 0.8
-"""Of a newcomer's neighbours, at most this part from its own site: a few links must join the sites."""
+"""Of a newcomer's neighbours, at most this part from its own site, and of these from its own rack: a few links must
+join the sites, and the racks."""
 
 
 class Crowd:
@@ -68,7 +69,7 @@ def neighbours(
     newcomer: PeerId,
     candidates: Sequence[PeerId],
     degrees: Mapping[PeerId, int],
-    sites: Mapping[PeerId, str],
+    places: Mapping[PeerId, tuple[str, str]],
     wanted: int,
     rng: Random,
 ) -> list[PeerId]:
@@ -77,11 +78,21 @@ def neighbours(
     Args:
         candidates: other members of the swarm, each once.
         degrees: how many neighbours each candidate has.
-        sites: of the candidates and the newcomer.
+        places: site and rack of the candidates and the newcomer.
     """
     shuffled = rng.sample(candidates, len(candidates))
     shuffled.sort(key=lambda peer: degrees[peer])
-    local = [peer for peer in shuffled if sites[peer] == sites[newcomer]]
-    remote = [peer for peer in shuffled if sites[peer] != sites[newcomer]]
-    chosen = local[: wanted if not remote else round(LOCAL_SHARE * wanted)]
-    return (chosen + remote + local[len(chosen) :])[:wanted]
+    site, rack = places[newcomer]
+    local = [peer for peer in shuffled if places[peer][0] == site]
+    remote = [peer for peer in shuffled if places[peer][0] != site]
+    if rack:
+        mates = [peer for peer in local if places[peer][1] == rack]
+        others = [peer for peer in local if places[peer][1] != rack]
+        local = _mixed(mates, others, round(LOCAL_SHARE * wanted) if remote else wanted)
+    return _mixed(local, remote, wanted)[:wanted]
+
+
+def _mixed(near: list[PeerId], far: list[PeerId], wanted: int) -> list[PeerId]:
+    """Return all of these in such an order that near ones are most of the first `wanted`."""
+    some = near[: round(LOCAL_SHARE * wanted)] if far else near
+    return some + far + near[len(some) :]

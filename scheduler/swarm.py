@@ -289,8 +289,9 @@ class SchedulerState:
         drawn = self._others(peer, swarm, CANDIDATES * wanted)
         others = [other for other in drawn if other not in member.neighbours]
         degrees = {other: len(self.members[other].neighbours) for other in others}
-        sites = {other: self.members[other].address.site for other in [*others, peer]}
-        return neighbours(peer, others, degrees, sites, wanted, self._rng)
+        addresses = ((other, self.members[other].address) for other in [*others, peer])
+        places = {other: (address.site, address.rack) for other, address in addresses}
+        return neighbours(peer, others, degrees, places, wanted, self._rng)
 
     def _name(self, peer: PeerId, swarm: Swarm, others: Iterable[PeerId]) -> Outbox:
         addresses = [self.members[other].address for other in others if self.members[other].address.port]

@@ -96,8 +96,10 @@ VERIFIED = ev.BlobVerified(blob=B)
 class Script:
     """A machine and its clock."""
 
-    def __init__(self, *, scheduled: bool = False, upload_slots: int = 4, downloads: int = 6, seed: int = 0) -> None:
-        settings = PullSettings(upload_slots=upload_slots, downloads=downloads)
+    def __init__(
+        self, *, scheduled: bool = False, upload_slots: int = 4, downloads: int = 6, seed: int = 0, rack: str = ""
+    ) -> None:
+        settings = PullSettings(upload_slots=upload_slots, downloads=downloads, rack=rack)
         self.machine = PullMachine(ME, Random(seed), settings)
         self.now = 0.0
         if scheduled:
@@ -126,8 +128,8 @@ class Script:
             )
         )
 
-    def connect(self, *numbers: int) -> list[ev.Command]:
-        return [command for number in numbers for command in self.on(ev.PeerConnected(peer=peer(number)))]
+    def connect(self, *numbers: int, rack: str = "") -> list[ev.Command]:
+        return [command for number in numbers for command in self.on(ev.PeerConnected(peer=peer(number), rack=rack))]
 
     def says(self, number: int, *messages: wire.Message) -> list[ev.Command]:
         return [command for message in messages for command in self.on(ev.PeerSaid(peer=peer(number), message=message))]

@@ -19,6 +19,7 @@ from p2pdist.core import events as ev
 from p2pdist.core import wire
 from p2pdist.core.chunkmap import ChunkMap
 from p2pdist.core.pull import TICK_S, PullMachine
+from p2pdist.core.state import PullSettings
 from p2pdist.core.types import Checksum, Digest, PeerId
 from p2pdist.core.verify import checksum_of
 from p2pdist.errors import OriginError
@@ -66,6 +67,7 @@ class Node:
 
     peer: PeerId
     machine: PullMachine
+    rack: str = ""
     life: int = 0
     alive: bool = True
     scheduled: bool = False
@@ -82,13 +84,17 @@ class Node:
 class World:
     """All of it. Times are virtual seconds."""
 
-    def __init__(self, seed: int, nodes: int, blobs: list[Blob], *, faults: Faults | None = None) -> None:
+    def __init__(
+        self, seed: int, nodes: int, blobs: list[Blob], *, faults: Faults | None = None, racks: int = 0
+    ) -> None:
         self.rng = Random(seed)
         self.now = 0.0
         self.blobs = {entry.digest: entry for entry in blobs}
         self.faults = faults or Faults()
         self.origin_parallel = 6
         self.egress: Counter[tuple[Digest, int]] = Counter()
+        self.imports: Counter[str] = Counter()
+        """Chunks that came into each rack from another."""
         self.scheduler: SchedulerState | None = None
         self._calendar: list[tuple[float, int, Callable[[], None]]] = []
         self._entries = 0
@@ -100,8 +106,12 @@ class World:
         self.nodes: dict[PeerId, Node] = {}
         for number in range(nodes):
             peer = PeerId(f"{number + 1:032x}")
-            self.nodes[peer] = Node(peer, PullMachine(peer, Random(self.rng.random())))
+            rack = f"/r{number % racks}" if racks else ""
+            self.nodes[peer] = Node(peer, self._machine(peer, rack), rack)
             self._tick(self.nodes[peer], 0)
+
+    def _machine(self, peer: PeerId, rack: str) -> PullMachine:
+        return PullMachine(peer, Random(self.rng.random()), PullSettings(rack=rack))
 
     # ------------------------------------------------------------------ time
 
@@ -150,8 +160,8 @@ class World:
         banned = left.banned.get(b, 0.0) > self.now or right.banned.get(a, 0.0) > self.now
         if a != b and key not in self._links and left.alive and right.alive and not banned:
             self._links[key] = self._entries = self._entries + 1
-            self.feed(left, ev.PeerConnected(peer=b))
-            self.feed(right, ev.PeerConnected(peer=a))
+            self.feed(left, ev.PeerConnected(peer=b, rack=right.rack))
+            self.feed(right, ev.PeerConnected(peer=a, rack=left.rack))
 
     def mesh(self, within_s: float = 0.4) -> None:
         peers = list(self.nodes)
@@ -172,9 +182,13 @@ class World:
             (other,) = key - {node.peer}
             self.disconnect(node.peer, other)
 
+    def hang(self, node: Node) -> None:
+        """Let an agent do and say nothing any more while its connections stay."""
+        node.alive = False
+
     def restart(self, node: Node) -> None:
         """Start a killed agent anew with what its disk holds; it knows nobody and pulls nothing yet."""
-        node.machine = PullMachine(node.peer, Random(self.rng.random()))
+        node.machine = self._machine(node.peer, node.rack)
         node.life, node.alive = node.life + 1, True
         node.taken.clear()
         node.sending.clear()
@@ -249,6 +263,7 @@ class World:
         lost = self.rng.random() < faults.chunk_lost
         took_s = self.rng.uniform(0.02, 0.2) + (self.rng.uniform(5, 25) if self.rng.random() < faults.chunk_late else 0)
         node.sending.add((job.peer, job.number))
+        self.imports[target.rack] += target.rack != node.rack
 
         def sent() -> None:
             if self._links.get(key) != link or (job.peer, job.number) not in node.sending:
@@ -347,7 +362,7 @@ class World:
 
     def enlist(self, node: Node) -> None:
         if self.scheduler is not None and node.alive and not node.scheduled:
-            self.scheduler.connected(wire.PeerAddress(node.peer, "host", 5051))
+            self.scheduler.connected(wire.PeerAddress(node.peer, "host", 5051, "", node.rack))
             node.scheduled = True
             self.feed(node, ev.SchedulerConnected())
             self._scheduler_hears(node, wire.Stored(list(node.whole)))

@@ -212,8 +212,7 @@ class Swarm:
         self.nodes[peer] = node
         self.alive.append(node)
         self.unfinished += 1
-        site = settings.rack
-        self._scheduler.connected(wire.PeerAddress(peer, "192.0.2.1", 5051, site, site))
+        self._scheduler.connected(wire.PeerAddress(peer, "192.0.2.1", 5051, "", settings.rack))
         self._feed(node, ev.SchedulerConnected())
         self._at(started_s + plan.resolve_s, self._start, node)
         self._at(started_s + self.rng.uniform(0, IDLE_TICK_S), self._tick, node)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 2.5
 """How long the next in rank waits for an importer: several times what a chunk takes on a busy uplink."""
-WINDOW_PATIENCE_S = 1.0
+WINDOW_PATIENCE_S = 1.5
 """The same for chunks that a runtime is about to read."""
 MOST_PATIENT = 3
 """After so many times the patience, anybody imports."""

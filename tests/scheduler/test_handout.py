@@ -43,10 +43,17 @@ def test_a_sample_is_of_different_peers_each_equally_likely() -> None:
     assert sorted(crowd.sample(10, rng)) == sorted(crowd.sample(99, rng)) == sorted(crowd)
 
 
-def chosen(sites: dict[str, str], wanted: int, degrees: dict[str, int] | None = None, seed: int = 0) -> list[str]:
+def chosen(
+    sites: dict[str, str],
+    wanted: int,
+    degrees: dict[str, int] | None = None,
+    seed: int = 0,
+    racks: dict[str, str] | None = None,
+) -> list[str]:
     candidates = [other for other in sites if other != ME]
     known = dict.fromkeys(candidates, 0) | (degrees or {})
-    return list(neighbours(ME, candidates, known, sites, wanted, Random(seed)))  # type: ignore[arg-type]
+    places = {other: (site, (racks or {}).get(other, "")) for other, site in sites.items()}
+    return list(neighbours(ME, candidates, known, places, wanted, Random(seed)))  # type: ignore[arg-type]
 
 
 def test_where_there_are_fewer_than_wanted_all_are_chosen() -> None:
@@ -78,13 +85,30 @@ def test_a_site_that_is_too_small_is_filled_up_from_the_others_and_the_other_way
     assert Counter(alone[other] for other in chosen(alone, 10)) == {"there": 10}
 
 
+def test_of_the_newcomers_site_most_come_from_its_rack_and_racks_of_other_sites_do_not_count() -> None:
+    sites = {peer(number): "here" if number < 40 else "there" for number in range(80)}
+    racks = {peer(number): f"r{number % 2}" for number in range(80)}
+    places = [(sites[other], racks[other]) for other in chosen(sites, 10, racks=racks)]
+    assert Counter(places[:8]) == {("here", "r0"): 6, ("here", "r1"): 2}
+    assert {site for site, _ in places[8:]} == {"there"}
+
+
+def test_a_rack_is_most_of_the_neighbours_where_there_is_one_site_and_all_where_there_is_one_rack() -> None:
+    sites = dict.fromkeys(map(peer, range(40)), "")
+    racks = {peer(number): f"r{number % 2}" for number in range(40)}
+    assert Counter(racks[other] for other in chosen(sites, 10, racks=racks)) == {"r0": 8, "r1": 2}
+    assert len(chosen(sites, 10, racks=dict.fromkeys(racks, "r0"))) == 10
+    small = {peer(number): "r0" if number < 3 else "r1" for number in range(40)}
+    assert Counter(small[other] for other in chosen(sites, 10, racks=small)) == {"r0": 2, "r1": 8}
+
+
 def test_a_graph_grown_one_by_one_is_nearly_regular() -> None:
     rng, degree = Random(5), 20
     degrees: dict[str, int] = {}
     for number in range(400):
         newcomer, others = peer(number), [peer(other) for other in range(number)]
-        sites = dict.fromkeys([*others, newcomer], "")
-        picked = neighbours(newcomer, others, degrees, sites, degree // 2, rng)  # type: ignore[arg-type]
+        places = dict.fromkeys([*others, newcomer], ("", ""))
+        picked = neighbours(newcomer, others, degrees, places, degree // 2, rng)  # type: ignore[arg-type]
         degrees[newcomer] = len(picked)
         for other in picked:
             degrees[other] += 1

@@ -140,6 +140,39 @@ def test_a_node_that_comes_late_takes_all_from_the_others_even_without_the_origi
     assert world.egress.total() == before
 
 
+RACKS = 3
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("scheduler", [True, False], ids=["scheduler", "mesh"])
+def test_a_chunk_comes_into_each_rack_about_once(scheduler: bool, seed: int) -> None:
+    world = World(seed, 9, [blob(2, 60 * CHUNK)], racks=RACKS)
+    if scheduler:
+        world.start_scheduler()
+    world.mesh(0.4)
+    rollout(world, 0.6, 1.0)
+    world.run(2)
+    ended(world)
+    # What is fetched from the origin is in one rack already. A member that joins takes over what others have under way.
+    assert world.imports.total() <= 1.15 * (RACKS - 1) * 60
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("dies", [True, False], ids=["dies", "hangs"])
+def test_when_an_importer_dies_or_hangs_its_rack_goes_on(dies: bool, seed: int) -> None:
+    world = World(seed, 9, [blob(2, 60 * CHUNK)], faults=Faults(chunk_lost=0.02), racks=RACKS)
+    world.start_scheduler()
+    world.mesh(0.4)
+    rollout(world, 0.6, 1.0)
+    for node in list(world.nodes.values())[:2]:
+        action = world.kill if dies else world.hang
+        world.after(world.rng.uniform(0.8, 2), lambda node=node, action=action: action(node))  # type: ignore[misc]
+    world.run(3)
+    world.settle(60)
+    world.assert_all_have(*world.blobs.values())
+    world.assert_nothing_left()
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_private_pull_goes_through_beside_a_shared_one(seed: int) -> None:
     world = World(seed, 3, image(Random(seed)))
