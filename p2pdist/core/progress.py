@@ -57,6 +57,8 @@ class Progress:
         """Those of them that no neighbour has, and since when."""
         self.held = 0
         """Chunks that some connected peer has."""
+        self.spread = 0
+        """Chunks that several connected peers have."""
         self.seen = 0
         """Chunks that some peer has had since the start: seeing one for the first time is progress, again is none."""
         self.holders: list[int] = []
@@ -155,6 +157,7 @@ class Progress:
         return fresh != 0
 
     def add_holder(self, bits: int) -> None:
+        self.spread |= self.held & bits
         self.held |= bits
         for index in members(bits):
             self.holders[index] += 1
@@ -162,10 +165,11 @@ class Progress:
     def drop_holder(self, bits: int, others: Iterable[int]) -> None:
         for index in members(bits):
             self.holders[index] -= 1
-        held = 0
+        held = spread = 0
         for other in others:
+            spread |= held & other
             held |= other
-        self.held = held
+        self.held, self.spread = held, spread
 
     def share(self, *, reply: bool) -> Share:
         """Return what a peer needs to know of our part in this blob's swarm."""

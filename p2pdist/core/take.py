@@ -35,6 +35,9 @@ CALLED = 2
 FETCH_ROOM = 3
 """A node that fetches from the origin takes so many chunks fewer from peers, or its origin flow starves (SWARM lesson
 4; with 1 the origin's link idled for 2% of a rollout)."""
+CROWD = 6
+"""Neighbours from which on a chunk that only one of them has is new; among fewer most chunks are such, and in order
+serves the readers better."""
 HUNGRY_S = 0.05
 """A node with less than half of its downloads under way says so, at most this often, while it lacks more than these."""
 
@@ -81,8 +84,14 @@ class Taking:
         state.out.append(TakeChunk(peer=peer.peer_id, number=number, blob=progress.blob, index=index))
 
     def _pick(self, peer: Peer) -> tuple[Progress, int] | None:
-        """Return the chunk to take from this peer: a reader's first, then in a window, then the rarest of the pool."""
-        rng = self._state.rng
+        """Return the chunk to take from this peer: a reader's first, then news, then in a window, then the rarest.
+
+        In a crowd, what only one of many neighbours has is news from the origin: the newest first, it must grow from
+        here to the whole swarm. Behind the windows it grew half as fast (simulated, 300 nodes of degree 20: 1.22
+        times the bound instead of 1.29).
+        """
+        rng, crowd = self._state.rng, len(self._state.book.peers) >= CROWD
+        news: tuple[Progress, int] | None = None
         window: tuple[Progress, int] | None = None
         best: tuple[Progress, int] | None = None
         for progress in self._state.wanted():
@@ -92,6 +101,11 @@ class Taking:
                 continue
             if free & 1 and 0 in progress.heads.values():
                 return progress, 0
+            if news is not None:
+                continue
+            if crowd and progress.blob in peer.wants and (alone := free & ~progress.spread):
+                news = progress, alone.bit_length() - 1
+                continue
             if window is not None:
                 continue
             if urgent := free & progress.window:
@@ -100,6 +114,8 @@ class Taking:
             index = rarest(free, progress.holders, rng)
             if best is None or progress.holders[index] < best[0].holders[best[1]]:
                 best = progress, index
+        if news is not None:
+            return news
         if window is not None:
             return window[0], rarest(window[1], window[0].holders, rng)
         return best or self._pick_again(peer)

@@ -9,7 +9,7 @@ import pytest
 
 from p2pdist.core import events as ev
 from p2pdist.core.peerbook import BAN_S
-from p2pdist.core.take import DEADLINE_S, FETCH_ROOM, HUNGRY_S, MIN_DEADLINE_S
+from p2pdist.core.take import CROWD, DEADLINE_S, FETCH_ROOM, HUNGRY_S, MIN_DEADLINE_S
 from p2pdist.core.wire import Cancel, Decline, Grant, Lease, Refuse, Room, Unshare
 from p2pdist.errors import RemoteProtocolError
 from tests.script import B, Script, fetch, have, send, share, take, write
@@ -114,6 +114,24 @@ def test_chunks_in_the_window_of_a_reader_come_first_then_the_rarest() -> None:
         assert isinstance(urgent, ev.TakeChunk)
         picks[urgent.index] += 1
     assert set(picks) == set(range(30, 36))
+
+
+def test_in_a_crowd_what_one_neighbour_alone_has_comes_before_a_window_the_newest_first() -> None:
+    crowd = range(2, 2 + CROWD)
+    script = Script(scheduled=True)
+    script.connect(*crowd)
+    script.start(100)
+    script.on(ev.HeadMoved(blob=B, reader=1, index=10))
+    size = 100 * share().size_bytes // 4
+    for number in crowd:
+        script.says(number, share(range(40), size=size))
+    script.says(2, have(50, 60))
+    assert script.says(2, Grant(1), Grant(2)) == [take(2, 1, 60), take(2, 2, 50)]
+    script.says(2, have(70))
+    script.on(ev.PeerLost(peer=peer(3)))
+    (urgent,) = script.says(2, Grant(3))
+    assert isinstance(urgent, ev.TakeChunk)
+    assert 10 <= urgent.index < 16
 
 
 def test_of_several_blobs_the_rarest_chunk_of_all_is_taken_and_equals_go_to_the_first() -> None:
