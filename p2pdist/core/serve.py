@@ -16,6 +16,7 @@ from p2pdist.core.peerbook import Upload
 from p2pdist.core.wire import Decline, Grant, Have, Refuse, Take, pack_indices
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from random import Random
 
     from p2pdist.core.peerbook import Peer
@@ -46,11 +47,9 @@ class Giving:
         """Offer free slots."""
         state = self._state
         while self.slots_used < state.settings.upload_slots:
-            found = self._candidates()
-            if not found:
+            peer = self._choose()
+            if peer is None:
                 return
-            hungry = [entry for entry in found if entry[1].hungry_until > state.now]
-            peer = choose(hungry or found, state.rng)
             peer.hungry_until = 0.0
             number = peer.number()
             peer.uploads[number] = Upload(state.now)
@@ -58,27 +57,29 @@ class Giving:
             state.counters.grants += 1
             state.answer(peer, Grant(number))
 
-    def _candidates(self) -> list[tuple[int, Peer]]:
-        """Return the peers that a grant may go to, each with the number of chunks that it lacks."""
-        state, found = self._state, []
-        for peer in state.book.peers.values():
-            if not peer.wants or len(peer.uploads) >= PER_PEER:
-                continue
-            if peer.passed_until > state.now and (peer.full or peer.idle_at == state.gains):
-                continue
-            lacks = self._need(peer)
-            if lacks > sum(upload.blob is None for upload in peer.uploads.values()):
-                found.append((lacks, peer))
-        return found
+    def _choose(self) -> Peer | None:
+        """Return whom to grant to next, of those that said Room lately if there are such."""
+        peers, now = self._state.book.peers.values(), self._state.now
+        hungry = [peer for peer in peers if peer.hungry_until > now]
+        rng = self._state.rng
+        return (choose(hungry, self._lacks, rng) if hungry else None) or choose(list(peers), self._lacks, rng)
 
-    def _need(self, peer: Peer) -> int:
-        """Return how many chunks we could give this peer."""
-        total, blobs = 0, self._state.blobs
+    def _lacks(self, peer: Peer) -> int:
+        """Return how many chunks we could give this peer; 0 where it cannot be granted to now."""
+        state, uploads = self._state, peer.uploads
+        if len(uploads) >= PER_PEER:
+            return 0
+        if peer.passed_until > state.now and (peer.full or peer.idle_at == state.gains):
+            return 0
+        total, blobs, shared, racks = 0, state.blobs, peer.shared, self._racks
         for blob in peer.wants:
             progress = blobs.get(blob)
             if progress is not None and progress.shared:
-                total += self._racks.givable(peer, progress, peer.lacks(blob, progress.offered)).bit_count()
-        return total
+                offered = progress.offered
+                bits = peer.lacks(blob, offered) if uploads else offered & ~shared.get(blob, 0)
+                if bits:
+                    total += racks.givable(peer, progress, bits).bit_count()
+        return total if total > sum(upload.blob is None for upload in uploads.values()) else 0
 
     def taken(self, peer: Peer, message: Take) -> None:
         """Serve a grant's chunk, or refuse it where it is not ours to give (any more)."""
@@ -143,9 +144,30 @@ class Giving:
                 self.free(peer, number)
 
 
-def choose(found: list[tuple[int, Peer]], rng: Random) -> Peer:
-    """Return one of the candidates: those without a grant first, then the needier of two drawn at random."""
-    fresh = [entry for entry in found if not entry[1].uploads] or found
-    first = fresh[int(rng.random() * len(fresh))]
-    second = fresh[int(rng.random() * len(fresh))]
-    return first[1] if first[0] >= second[0] else second[1]
+def choose(pool: list[Peer], lacks: Callable[[Peer], int], rng: Random) -> Peer | None:
+    """Return one of the peers: those without a grant first, then the needier of two drawn at random.
+
+    Looks at no more of them than it must, which counts: it is called several times for each chunk.
+
+    Args:
+        pool: is used up.
+        lacks: how much a peer needs; 0 where it is not eligible.
+    """
+    fresh: list[tuple[int, Peer]] = []
+    served: list[tuple[int, Peer]] = []
+    while pool and len(fresh) < 2:
+        at = int(rng.random() * len(pool))
+        peer, pool[at] = pool[at], pool[-1]
+        pool.pop()
+        need = lacks(peer)
+        if not need:
+            continue
+        (served if peer.uploads else fresh).append((need, peer))
+        if len(fresh) == 1 and rng.random() * (len(pool) + 1) < 1:
+            break  # drawn twice: the needy must not always win, or all senders choose the same ones
+    drawn = (fresh or served)[:2]
+    return max(drawn, key=_need)[1] if drawn else None
+
+
+def _need(entry: tuple[int, Peer]) -> int:
+    return entry[0]

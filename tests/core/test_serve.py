@@ -173,15 +173,26 @@ def test_private_content_is_neither_granted_nor_given() -> None:
 def test_a_peer_without_a_grant_comes_before_one_that_has_some() -> None:
     known, fresh = Peer(peer(2)), Peer(peer(3))
     known.uploads[1] = Upload(0.0)
-    assert {choose([(9, known), (1, fresh)], Random(seed)).peer_id for seed in range(20)} == {fresh.peer_id}
-    fresh.uploads[1] = Upload(0.0)
-    assert len({choose([(9, known), (9, fresh)], Random(seed)).peer_id for seed in range(20)}) == 2
+
+    def always(expected: Peer | None, **lacks: int) -> bool:
+        needs = {known.peer_id: lacks["known"], fresh.peer_id: lacks["fresh"]}
+        return all(
+            choose([known, fresh], lambda each: needs[each.peer_id], Random(seed)) is expected for seed in range(20)
+        )
+
+    assert always(fresh, known=9, fresh=1)
+    assert always(known, known=9, fresh=0)
+    assert always(None, known=0, fresh=0)
 
 
 def test_the_needier_of_two_drawn_at_random_is_served() -> None:
     rng, draws = Random(7), 9000
-    found = [(lacks, Peer(peer(lacks))) for lacks in (1, 2, 3)]
-    counts = Counter(int(choose(found, rng).peer_id, 16) for _ in range(draws))
+    peers = [Peer(peer(lacks)) for lacks in (1, 2, 3)]
+    counts: Counter[int] = Counter()
+    for _ in range(draws):
+        chosen = choose([*peers], lambda each: int(each.peer_id, 16), rng)
+        assert chosen is not None
+        counts[int(chosen.peer_id, 16)] += 1
     # Of nine equally likely pairs, five have the neediest in them, three the second, and one neither.
     for lacks, share_of in ((3, 5 / 9), (2, 3 / 9), (1, 1 / 9)):
         assert abs(counts[lacks] - draws * share_of) < 4 * (draws * share_of * (1 - share_of)) ** 0.5
