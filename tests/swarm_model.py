@@ -195,6 +195,8 @@ class World:
         self._tick(node, node.life)
 
     def feed(self, node: Node, event: ev.Event) -> None:
+        if not node.alive:
+            return
         node.queue.append(event)
         if node.draining:
             return
