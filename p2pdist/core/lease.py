@@ -106,7 +106,10 @@ class Leasing:
 
         Of these the peer leases first what its word on counts for. Without that allowance nobody's word counts
         for what was fetched while a crowd arrived, and these are the first chunks, for which all runtimes wait.
+        A peer that does not want the blob leases none of it.
         """
+        if progress.blob not in peer.wants:
+            return frozenset((self._state.peer_id,))
         until = self._state.now - NEWS_S
         peers = self._state.book.peers.values()
         elders = {other.peer_id for other in peers if other.wants.get(progress.blob, until + 1) <= until}

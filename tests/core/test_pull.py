@@ -209,6 +209,15 @@ def test_while_a_crowd_arrives_the_word_of_whom_its_elders_do_not_outrank_settle
         assert (index in script.machine.blobs[B].vouchers.settled) == by_elders
 
 
+def test_the_word_of_a_peer_that_fetches_nothing_settles_no_checksum() -> None:
+    script = Script()
+    script.connect(2, 3)
+    script.start()
+    script.says(3, share())
+    script.says(2, share(range(4), wants=False))
+    assert not script.machine.blobs[B].vouchers.settled
+
+
 def test_the_schedulers_word_settles_a_chunk_that_is_here() -> None:
     script = scheduled(2, 3)
     takes(script, 2, 1, 0)
