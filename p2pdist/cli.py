@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _OWN_VERBS = {
     "agent": "p2pdist.commands.agent:agent",
     "pull": "p2pdist.commands.pull:pull",
+    "setup": "p2pdist.commands.setup:setup",
     "status": "p2pdist.commands.status:status",
 }
 _VERBS_GROUP = "p2pdist.verbs"

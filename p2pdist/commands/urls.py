@@ -6,11 +6,12 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from p2pdist.config import Address, AgentConfig, environment_name
+from p2pdist.config import Address, AgentConfig, environment_name, load
 from p2pdist.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -28,4 +29,18 @@ def agent_url(key: str, environ: Mapping[str, str]) -> str:
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
     assert isinstance(address, Address)
-    return f"http://{Address(_ANYWHERE.get(address.host, address.host), address.port)}"
+    return url_of(address)
+
+
+def url_of(listens: Address) -> str:
+    """Return the URL under which this node reaches what listens there."""
+    return f"http://{Address(_ANYWHERE.get(listens.host, listens.host), listens.port)}"
+
+
+def agent_config(file: Path | None, environ: Mapping[str, str]) -> AgentConfig:
+    """Return this node's agent's settings, from its file and environment.
+
+    Raises:
+        ConfigError: they cannot be used.
+    """
+    return load(AgentConfig, file=file, environ=environ, flags={})
