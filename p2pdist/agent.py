@@ -14,17 +14,20 @@ import shutil
 import signal
 import time
 from contextlib import AsyncExitStack
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
-from p2pdist import __version__
+from p2pdist import __version__, logs
 from p2pdist.config import Address
 from p2pdist.core import events as ev
 from p2pdist.core.pull import PullMachine
 from p2pdist.core.racks import place_of
+from p2pdist.core.routes import Registries
 from p2pdist.core.state import PullSettings
 from p2pdist.core.types import parse_peer_id
 from p2pdist.core.wire import VERSION, Hello, PeerAddress, Stored
@@ -42,7 +45,10 @@ from p2pdist.net.mirror import Mirror, MirrorMetrics
 from p2pdist.net.origin import OriginClient, RegistrySettings
 from p2pdist.net.tracker_client import TrackerClient
 from p2pdist.puller import Puller
+from p2pdist.reload import Reloader, read_when_used
+from p2pdist.service import ServiceManager
 from p2pdist.store.disk import DiskStore
+from p2pdist.store.eviction import Limits as StoreLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +56,7 @@ if TYPE_CHECKING:
 
     from p2pdist.config import AgentConfig
     from p2pdist.core.types import Digest, PeerId, Repository
+    from p2pdist.reload import Commit, Prepare
 
 log = structlog.get_logger(__name__)
 
@@ -62,29 +69,29 @@ STOP_S = 5.0
 """For leaving the swarm and closing connections to origins, after the responses' grace."""
 
 
-async def run(config: AgentConfig) -> None:
-    """Serve until SIGTERM or SIGINT.
+async def run(config: AgentConfig, load: Callable[[], AgentConfig] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP puts in force what `load` then returns.
 
     Raises:
         ConfigError: an address cannot be listened on, or the data directory cannot be used.
         StoreError: another agent uses the data directory.
     """
-    await Agent(config).run()
+    await Agent(config, load).run()
 
 
 class Agent:
     """One agent and its parts."""
 
-    def __init__(self, config: AgentConfig) -> None:
-        self.config = config
+    def __init__(self, config: AgentConfig, load: Callable[[], AgentConfig] | None = None) -> None:
+        self.settings = Reloader(config, load)
         self.started = time.monotonic()
         _make_directory(config.data_dir)
         limits = _store_limits(config)
         self.store = DiskStore(
             config.data_dir,
-            max_bytes=limits["max_bytes"],
-            low_bytes=limits["low_bytes"],
-            min_free_bytes=limits["min_free_bytes"],
+            max_bytes=limits.max_bytes,
+            low_bytes=limits.low_bytes,
+            min_free_bytes=limits.min_free_bytes,
             on_evicted=self._evicted,
         )
         self.peer_id = _identity(config.data_dir)
@@ -108,6 +115,12 @@ class Agent:
         """Where it listens; while it runs, with the port that the system gave for a 0."""
         self._rng = rng
         self._token: trio.lowlevel.TrioToken | None = None
+        self._service = ServiceManager(os.environ)
+
+    @property
+    def config(self) -> AgentConfig:
+        """The settings in force; SIGHUP swaps them."""
+        return self.settings.config
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen, serve, and stop in order; the data directory is free again afterwards."""
@@ -134,7 +147,7 @@ class Agent:
             self.metrics.register(AgentCollector(self, origin))
             ProcessCollector(registry=self.metrics)
             PlatformCollector(registry=self.metrics)
-            mirror, admin = self._servers(images)
+            mirror, admin = self._servers(images, origin)
             nursery.start_soon(self.exchange.tick)
             nursery.start_soon(self.neighbourhood.run)
             nursery.start_soon(trio.serve_listeners, self.neighbourhood.accept, peers)
@@ -152,14 +165,16 @@ class Agent:
             )
             log.info("no cluster identity: peers are not authenticated, and only public content is shared")
             async with trio.open_nursery() as serving:
-                await serving.start(self._stop_on_signal, mirror)
+                await serving.start(self._heed_signals, mirror)
+                nursery.start_soon(self._service.watch, self._state_line)
                 task_status.started()
+                self._service.ready()
                 await mirror.serve(mirrors)
                 serving.cancel_scope.cancel()
             await self._leave()
             nursery.cancel_scope.cancel()
 
-    def _servers(self, images: Images) -> tuple[HttpServer, HttpServer]:
+    def _servers(self, images: Images, origin: OriginClient) -> tuple[HttpServer, HttpServer]:
         config = self.config
         mirror = Mirror(
             images,
@@ -168,11 +183,46 @@ class Agent:
             any_registry=config.allow_any_registry,
             metrics=self.mirror_metrics,
         )
+        self.settings.live.update(self._live(origin, mirror, images))
         admin = Admin(self.metrics, self.ready, self.status, names=[config.admin_listen.host])
         return (
             HttpServer(mirror, Limits(connections=config.max_connections)),
             HttpServer(admin, Limits(connections=ADMIN_CONNECTIONS)),
         )
+
+    def _live(self, origin: OriginClient, mirror: Mirror, images: Images) -> dict[str, Prepare[AgentConfig]]:
+        """Return how each setting comes into force that SIGHUP may change; the others wait for a restart."""
+
+        def registries(new: AgentConfig) -> Commit:
+            replaced = origin.replacing(_registry_settings(new), allow_any=new.allow_any_registry)
+
+            def commit() -> None:
+                replaced()
+                mirror.registries = Registries(frozenset(new.registries), new.default_registry, new.allow_any_registry)
+
+            return commit
+
+        def swarm(new: AgentConfig) -> Commit:
+            settings = replace(self.machine.state.settings, upload_slots=new.upload_slots, downloads=new.downloads)
+            return partial(setattr, self.machine.state, "settings", settings)
+
+        return {
+            "registries": registries,
+            "allow_any_registry": registries,
+            "default_registry": registries,
+            "prefetch": lambda new: partial(setattr, images, "prefetch", new.prefetch),
+            "store_max": self._store_room,
+            "store_low": self._store_room,
+            "store_min_free": self._store_room,
+            "upload_slots": swarm,
+            "downloads": swarm,
+            "log_level": _logging,
+            "log_format": _logging,
+            "shutdown_grace_s": read_when_used,
+        }
+
+    def _store_room(self, new: AgentConfig) -> Commit:
+        return partial(self.store.limit, _store_limits(new))
 
     def _join_up(self, puller: Puller, images: Images) -> None:
         self.puller, self.images = puller, images
@@ -185,7 +235,7 @@ class Agent:
     def _origin(self) -> OriginClient:
         config = self.config
         return OriginClient(
-            {name: RegistrySettings(entry.url, entry.ca_file) for name, entry in config.registries.items()},
+            _registry_settings(config),
             allow_any=config.allow_any_registry,
             credentials=DockerConfig(config.docker_config) if config.docker_config is not None else None,
             connections=ORIGIN_CONNECTIONS,
@@ -201,15 +251,27 @@ class Agent:
 
     # --------------------------------------------------------------- running
 
-    async def _stop_on_signal(
+    async def _heed_signals(
         self, mirror: HttpServer, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             task_status.started()
             async for number in signals:
-                log.info("agent stops", signal=signal.Signals(number).name, grace_s=self.config.shutdown_grace_s)
-                mirror.stop(self.config.shutdown_grace_s)
+                if number == signal.SIGHUP:
+                    self._service.reloading()
+                    self.settings.reload()
+                    self._service.ready()
+                    continue
+                grace_s = self.config.shutdown_grace_s
+                log.info("agent stops", signal=signal.Signals(number).name, grace_s=grace_s)
+                self._service.stopping(grace_s + 2 * STOP_S)
+                mirror.stop(grace_s)
                 return
+
+    def _state_line(self) -> str:
+        """Return what `systemctl status` shows."""
+        parts = self.ready()[1]
+        return f"{parts['peers']} peers, {len(self.puller.arrivals)} blobs on their way, scheduler {parts['scheduler']}"
 
     async def _leave(self) -> None:
         """Let the peers and the scheduler see a clean end; they do without us at once."""
@@ -298,7 +360,7 @@ class Agent:
                 "connected": tracker is not None and tracker.connected_to is not None,
                 "address": tracker.connected_to if tracker is not None else None,
             },
-            "store": {**stored, "max_bytes": _store_limits(self.config)["max_bytes"]},
+            "store": {**stored, "max_bytes": _store_limits(self.config).max_bytes},
             "pulls": [
                 {
                     "digest": arrival.digest,
@@ -359,14 +421,18 @@ def _make_directory(data_dir: Path) -> None:
         raise ConfigError(f"data_dir: {data_dir} cannot be used: {error.strerror}; choose another directory") from error
 
 
-def _store_limits(config: AgentConfig) -> dict[str, int]:
-    """Return the store's watermarks in bytes; without `store_max` 80% of the file system."""
+def _store_limits(config: AgentConfig) -> StoreLimits:
+    """Return the store's watermarks; without `store_max` 80% of the file system."""
     maximum = config.store_max or int(0.8 * shutil.disk_usage(config.data_dir).total)
-    return {
-        "max_bytes": maximum,
-        "low_bytes": int(config.store_low * maximum),
-        "min_free_bytes": config.store_min_free,
-    }
+    return StoreLimits(maximum, int(config.store_low * maximum), config.store_min_free)
+
+
+def _registry_settings(config: AgentConfig) -> dict[str, RegistrySettings]:
+    return {name: RegistrySettings(entry.url, entry.ca_file) for name, entry in config.registries.items()}
+
+
+def _logging(new: AgentConfig) -> Commit:
+    return partial(logs.configure, new.log_level, new.log_format)
 
 
 def _identity(data_dir: Path) -> PeerId:

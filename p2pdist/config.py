@@ -382,7 +382,7 @@ class AgentConfig:
     )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "`debug`, `info`, `warning` or `error`.")
     log_format: Literal["auto", "console", "json"] = setting(
-        "auto", "`console`, `json`, or `auto`: console on a terminal."
+        "auto", "`console`, `json`, or `auto`: console on a terminal, JSON elsewhere."
     )
     shutdown_grace_s: float = setting(10.0, "Seconds for running responses after SIGTERM.", low=0.0, high=3600.0)
 

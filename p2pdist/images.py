@@ -80,7 +80,8 @@ class Images:
         self._origin = origin
         self._puller = puller
         self._nursery = nursery
-        self._prefetch = prefetch
+        self.prefetch = prefetch
+        """Whether the layers of an image are started on when its manifest is asked for."""
         self._named: OrderedDict[Digest, Descriptor] = OrderedDict()
         self._tags: OrderedDict[tuple[Repository, str], tuple[float, ManifestInfo]] = OrderedDict()
         self._questions: dict[int, _Question] = {}
@@ -240,7 +241,7 @@ class Images:
             self._named.popitem(last=False)
         if blobs:
             self._begin_image(repository, manifest, parsed, blobs)
-            if self._prefetch:
+            if self.prefetch:
                 self._nursery.start_soon(self._puller.prefetch, repository, blobs)
 
     def _begin_image(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logging: one line per event on stderr, for people on a terminal and as JSON for programs.
+"""Logging: one line per event on stderr, for people on a terminal, as JSON for programs, with priorities for journald.
 
 Owns: how events look, and that no credential is ever in one: `redact` is the last step before a line is
 made, for our own events and for those of the libraries, which are heard from `warning` on.
@@ -8,6 +8,7 @@ made, for our own events and for those of the libraries, which are heard from `w
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ _SECRETS = (
      rf"\1\2{REDACTED}"),
 )  # fmt: skip
 _DEPTH_MAX = 4
+_PRIORITIES = {"critical": 2, "error": 3, "exception": 3, "warning": 4, "info": 6, "debug": 7}
+"""syslog(3)'s, which journald takes from the beginning of a line: `<4>{...}`."""
 
 
 def configure(level: str, style: str, *, stream: TextIO | None = None) -> None:
@@ -43,14 +46,18 @@ def configure(level: str, style: str, *, stream: TextIO | None = None) -> None:
 
     Args:
         level: `debug`, `info`, `warning` or `error`; libraries are heard from `warning` on whatever it is.
-        style: `console`, `json`, or `auto`: console where the stream is a terminal.
+        style: `console`, `json`, or `auto`: console where the stream is a terminal, JSON elsewhere. JSON that goes
+            to journald begins with a priority, which journald takes off.
         stream: in the place of stderr.
     """
     stream = stream or sys.stderr
     terminal = stream.isatty()
     console = style == "console" or (style == "auto" and terminal)
     common = _processors()
-    render: list[Processor] = [structlog.processors.format_exc_info, redact, _renderer(console, colors=terminal)]
+    renderer = _renderer(console, colors=terminal)
+    if not console and _is_journal(stream):
+        renderer = _with_priority(renderer)
+    render: list[Processor] = [structlog.processors.format_exc_info, redact, renderer]
     structlog.configure(
         processors=[*common, *render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
@@ -111,6 +118,25 @@ def _renderer(console: bool, *, colors: bool) -> Processor:
             colors=colors, timestamp_key="time", exception_formatter=structlog.dev.plain_traceback
         )
     return structlog.processors.JSONRenderer()
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Return whether journald reads the stream: systemd gives the device and inode of what it has connected."""
+    try:
+        status = os.fstat(stream.fileno())
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def _with_priority(renderer: Processor) -> Processor:
+    def prioritised(logger: object, method: str, event: MutableMapping[str, Any]) -> str:
+        priority = _PRIORITIES.get(event.get("level", ""), 6)
+        line = renderer(logger, method, event)
+        assert isinstance(line, str)
+        return f"<{priority}>{line}"
+
+    return prioritised
 
 
 def _name_library(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

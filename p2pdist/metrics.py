@@ -56,6 +56,10 @@ class AgentCollector(Collector):
         yield GaugeMetricFamily("p2pdist_scheduler_connected", "1 while a scheduler is connected.", int(connected))
         for name, value in agent.store.statistics().items():
             yield GaugeMetricFamily(f"p2pdist_store_{name}", f"The store's {name.replace('_', ' ')}.", value)
+        reloads = agent.settings
+        yield CounterMetricFamily("p2pdist_config_reloads", "Times that settings were reloaded.", reloads.reloads)
+        failed = int(reloads.failed is not None)
+        yield GaugeMetricFamily("p2pdist_config_reload_failed", "1 while the file last read is unusable.", failed)
         yield from self._origin_metrics()
 
     def _origin_metrics(self) -> Iterator[Metric]:

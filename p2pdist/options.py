@@ -24,9 +24,18 @@ def configured(cls: type[T]) -> Callable[[Callable[[T], None]], Callable[..., No
     """
 
     def decorate(function: Callable[[T], None]) -> Callable[..., None]:
+        return reloadable(cls)(functools.wraps(function)(lambda again: function(again())))
+
+    return decorate
+
+
+def reloadable(cls: type[T]) -> Callable[[Callable[[Callable[[], T]], None]], Callable[..., None]]:
+    """Return a decorator as `configured` does, whose command is called with what loads the settings, each time anew."""
+
+    def decorate(function: Callable[[Callable[[], T]], None]) -> Callable[..., None]:
         @functools.wraps(function)
         def command(config_file: Path | None, **flags: object) -> None:
-            function(load(cls, file=config_file, environ=os.environ, flags=flags))
+            function(functools.partial(load, cls, file=config_file, environ=os.environ, flags=flags))
 
         hints = get_type_hints(cls)
         decorated: Callable[..., None] = command

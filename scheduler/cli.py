@@ -3,23 +3,32 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from p2pdist.options import configured
+from p2pdist.options import reloadable
 from scheduler.config import SchedulerConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @click.command()
-@configured(SchedulerConfig)
-def scheduler(config: SchedulerConfig) -> None:
-    """Run the scheduler: neighbours, origin leases and shared tag answers for a cluster of agents."""
+@reloadable(SchedulerConfig)
+def scheduler(load: Callable[[], SchedulerConfig]) -> None:
+    """Run the scheduler: neighbours, origin leases and shared tag answers for a cluster of agents.
+
+    SIGHUP reads the settings again.
+    """
+    config = load()
     import trio
 
     from p2pdist import logs
     from scheduler.server import SchedulerServer
 
     async def serve() -> None:
-        await SchedulerServer(config).run()
+        await SchedulerServer(config, load).run()
 
     logs.configure(config.log_level, config.log_format)
     trio.run(serve)

@@ -34,5 +34,5 @@ class SchedulerConfig:
     shutdown_grace_s: float = setting(2.0, "Seconds to let running API requests end.", low=0, high=60)
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "`debug`, `info`, `warning` or `error`.")
     log_format: Literal["auto", "console", "json"] = setting(
-        "auto", "`console`, `json`, or `auto`: console on a terminal."
+        "auto", "`console`, `json`, or `auto`: console on a terminal, JSON elsewhere."
     )

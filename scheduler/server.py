@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import hypercorn.config
@@ -22,18 +23,22 @@ import hypercorn.trio
 import structlog
 import trio
 
+from p2pdist import logs
 from p2pdist.config import Address
 from p2pdist.core.types import PeerId
 from p2pdist.core.wire import VERSION, ChunkSpan, Decoder, Hello, Message, PeerAddress, encode
 from p2pdist.errors import ConfigError, RemoteProtocolError
+from p2pdist.reload import Reloader, read_when_used
+from p2pdist.service import ServiceManager
 from scheduler.api import make_api
 from scheduler.swarm import PUSH_S, SchedulerState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from hypercorn.typing import ASGIFramework
 
+    from p2pdist.reload import Commit, Prepare
     from scheduler.config import SchedulerConfig
 
 log = structlog.get_logger("scheduler")
@@ -92,18 +97,41 @@ class AgentConnection:
 class SchedulerServer:
     """Serves agents and the API until cancelled."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
-        self.config = config
+    def __init__(self, config: SchedulerConfig, load: Callable[[], SchedulerConfig] | None = None) -> None:
         self.started = time.time()
         self.messages_in = 0
         self.messages_out = 0
         self.state = SchedulerState(
             random.Random(), degree=config.degree, tag_ttl_s=config.tag_ttl_s, started=trio.current_time()
         )
+        self.settings = Reloader(config, load, self._live())
         self.agents_at, self.api_at = config.listen, config.api_listen
         """Where it listens; while it runs, with the port that the system gave for a 0."""
         self._connections: dict[PeerId, AgentConnection] = {}
         self._greeting = 0
+        self._service = ServiceManager(os.environ)
+
+    @property
+    def config(self) -> SchedulerConfig:
+        """The settings in force; SIGHUP swaps them."""
+        return self.settings.config
+
+    def _live(self) -> dict[str, Prepare[SchedulerConfig]]:
+        """Return how each setting comes into force that SIGHUP may change; the others wait for a restart."""
+
+        def logging(new: SchedulerConfig) -> Commit:
+            return partial(logs.configure, new.log_level, new.log_format)
+
+        def state(new: SchedulerConfig) -> Commit:
+            return partial(self.state.tune, degree=new.degree, tag_ttl_s=new.tag_ttl_s)
+
+        return {
+            "degree": state,
+            "tag_ttl_s": state,
+            "max_agents": read_when_used,
+            "log_level": logging,
+            "log_format": logging,
+        }
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen and serve until SIGTERM or SIGINT.
@@ -127,10 +155,12 @@ class SchedulerServer:
         settings.loglevel = "WARNING"
         stop = trio.Event()
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._stop_on_signal, stop)
+            await nursery.start(self._heed_signals, stop)
             await nursery.start(self.serve_agents, agents)
             log.info("scheduler listens", agents=str(self.agents_at), api=str(self.api_at))
+            nursery.start_soon(self._service.watch, self._state_line)
             task_status.started()
+            self._service.ready()
             await hypercorn.trio.serve(cast("ASGIFramework", make_api(self)), settings, shutdown_trigger=stop.wait)
             nursery.cancel_scope.cancel()
 
@@ -143,15 +173,24 @@ class SchedulerServer:
             await nursery.start(trio.serve_listeners, self._serve, listeners)
             task_status.started()
 
-    async def _stop_on_signal(
+    async def _heed_signals(
         self, stop: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             task_status.started()
             async for number in signals:
+                if number == signal.SIGHUP:
+                    self._service.reloading()
+                    self.settings.reload()
+                    self._service.ready()
+                    continue
                 log.info("scheduler stops", signal=signal.Signals(number).name)
+                self._service.stopping(self.config.shutdown_grace_s)
                 stop.set()
                 return
+
+    def _state_line(self) -> str:
+        return f"{len(self.state.members)} agents, {len(self.state.swarms)} swarms"
 
     async def _tick(self) -> None:
         while True:

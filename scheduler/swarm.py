@@ -170,6 +170,11 @@ class SchedulerState:
         """Swarms with checksums to push."""
         self._tags = Tags(tag_ttl_s)
 
+    def tune(self, *, degree: int, tag_ttl_s: float) -> None:
+        """Take other values for what is handed out and remembered from now on."""
+        self._degree = degree
+        self._tags.ttl_s = tag_ttl_s
+
     # -------------------------------------------------------------- members
 
     def connected(self, address: PeerAddress) -> None:

@@ -44,7 +44,7 @@ class Tags:
     """All tags that were asked for lately. `ttl_s`: for how long an answer holds."""
 
     def __init__(self, ttl_s: float) -> None:
-        self._ttl_s = ttl_s
+        self.ttl_s = ttl_s
         self._tags: dict[TagKey, _Tag] = {}
         self._questions: dict[PeerId, dict[int, TagKey]] = {}
 
@@ -78,7 +78,7 @@ class Tags:
             return []
         answer = (message.digest, message.media_type, message.size_bytes)
         tag.answer = answer if message.digest else None
-        tag.expires = now + self._ttl_s if message.digest else now
+        tag.expires = now + self.ttl_s if message.digest else now
         self._close(tag.asked)
         tag.asked = None
         waiting, tag.waiting = list(tag.waiting), {}

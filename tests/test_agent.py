@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import signal
+import socket
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from tests.http_client import Client
 from tests.nodes import eventually, no_descriptor_left
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from trio.testing import MockClock
@@ -214,6 +215,102 @@ async def test_an_evicted_blob_is_offered_no_more(
         assert not agent.store.contains(first)
         agent._forget_evicted(other)
         assert other in agent.machine.blobs
+
+
+# --------------------------------------------------------------------- settings
+
+
+@asynccontextmanager
+async def reloading(config: AgentConfig) -> AsyncIterator[tuple[Agent, Callable[[AgentConfig], Awaitable[None]]]]:
+    """Run an agent; the function that comes with it has it reload, by the signal, what is then its file."""
+    file = [config]
+    agent = Agent(config, lambda: file[0])
+
+    async def reload(asked: AgentConfig) -> None:
+        file[0] = asked
+        before = agent.settings.reloads
+        signal.raise_signal(signal.SIGHUP)
+        await eventually(lambda: agent.settings.reloads > before or agent.settings.failed is not None)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(agent.run)
+        yield agent, reload
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_reload_adds_and_takes_away_registries(tmp_path: Path, registry: FakeRegistry) -> None:
+    config = config_of(tmp_path, registry)
+    async with reloading(config) as (agent, reload):
+        other = IMAGE.replace("reg.test", "new.test")
+        assert (await get(agent.mirror_at, f"{other}/manifests/v1")).status == 404
+        await reload(replace(config, registries={"new.test": RegistryConfig(registry.url)}))
+        assert (await get(agent.mirror_at, f"{other}/manifests/v1")).status == 200
+        assert (await get(agent.mirror_at, f"{IMAGE}/manifests/v1")).status == 404
+
+
+async def test_a_reload_spares_the_pulls_that_run(tmp_path: Path, registry: FakeRegistry) -> None:
+    config = config_of(tmp_path, registry)
+    async with reloading(config) as (agent, reload):
+        await get(agent.mirror_at, f"{IMAGE}/manifests/v1")
+        client = await Client.connect(agent.mirror_at.port)
+        await client.send(f"GET {IMAGE}/blobs/{digest_of(LAYER)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        answer, reading = await client.start()
+        await reload(replace(config, registries={**config.registries, "new.test": RegistryConfig("http://x")}))
+        assert (answer.status, await client.rest(reading)) == (200, LAYER)
+        await client.stream.aclose()
+
+
+async def test_a_reload_takes_limits_in_and_leaves_what_needs_a_restart(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    async with reloading(config) as (agent, reload):
+        asked = replace(config, upload_slots=2, downloads=3, store_max=1 << 30, prefetch=False, cluster="other")
+        await reload(asked)
+        assert agent.config == replace(asked, cluster="default")
+        settings = agent.machine.state.settings
+        assert (settings.upload_slots, settings.downloads, agent.images.prefetch) == (2, 3, False)
+        assert agent.status()["store"]["max_bytes"] == 1 << 30  # type: ignore[index]
+        metrics = (await get(agent.admin_at, "/metrics")).body.decode()
+        assert "p2pdist_config_reloads_total 1.0" in metrics
+        assert "p2pdist_config_reload_failed 0.0" in metrics
+
+
+async def test_a_ca_file_that_is_gone_leaves_the_old_settings(tmp_path: Path, registry: FakeRegistry) -> None:
+    config = config_of(tmp_path, registry)
+    async with reloading(config) as (agent, reload):
+        await reload(replace(config, registries={"x.test": RegistryConfig("https://x", tmp_path / "gone.pem")}))
+        assert agent.config is config
+        assert "gone.pem" in str(agent.settings.failed)
+        assert (await get(agent.mirror_at, f"{IMAGE}/manifests/v1")).status == 200
+        assert "p2pdist_config_reload_failed 1.0" in (await get(agent.admin_at, "/metrics")).body.decode()
+
+
+async def test_the_service_manager_hears_of_each_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(path)
+        listener.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        config = config_of(tmp_path / "data", shutdown_grace_s=2.0)
+        async with reloading(config) as (_agent, reload):
+            await reload(config)
+            signal.raise_signal(signal.SIGTERM)
+            heard = await hear(listener, "STOPPING=1")
+    assert [message for message in heard if not message.startswith("WATCHDOG")] == [
+        "READY=1",
+        "RELOADING=1",
+        "READY=1",
+        "STOPPING=1",
+    ]
+    assert "WATCHDOG=1" in heard
+
+
+async def hear(listener: socket.socket, last: str) -> list[str]:
+    """Return the first field of each message up to `last`."""
+    heard: list[str] = []
+    while last not in heard:
+        await trio.lowlevel.wait_readable(listener)
+        heard.append(listener.recv(4096).decode().split("\n")[0])
+    return heard
 
 
 # --------------------------------------------------------------------- stopping

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +18,8 @@ from p2pdist import logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+    from typing import TextIO
 
 
 @pytest.fixture
@@ -139,3 +142,42 @@ def test_values_of_secret_keys_are_gone_at_any_depth(secret: str, key: str) -> N
 def test_plain_values_pass_unchanged() -> None:
     event = {"n": 1, "rate": 0.5, "ok": True, "none": None, "text": "x", "list": [1, "y"]}
     assert logs.redact(None, "info", dict(event)) == event
+
+
+@pytest.fixture
+def journal(stream: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TextIO]:
+    """A stream that journald is said to read."""
+    with (tmp_path / "journal").open("w+") as file:
+        status = os.fstat(file.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        yield file
+
+
+def written(file: TextIO) -> list[str]:
+    file.flush()
+    file.seek(0)
+    return file.read().splitlines()
+
+
+def test_journald_gets_json_behind_a_priority(journal: TextIO) -> None:
+    logs.configure("debug", "auto", stream=journal)
+    log = structlog.get_logger()
+    for say in (log.debug, log.info, log.warning, log.error):
+        say("x", n=1)
+    logging.getLogger("zeroconf").warning("odd")
+    lines = written(journal)
+    assert [line[:3] for line in lines] == ["<7>", "<6>", "<4>", "<3>", "<4>"]
+    assert json.loads(lines[0][3:])["n"] == 1
+
+
+def test_journald_gets_no_priority_where_the_console_form_is_asked_for(journal: TextIO) -> None:
+    logs.configure("info", "console", stream=journal)
+    structlog.get_logger().info("x")
+    assert not written(journal)[0].startswith("<")
+
+
+def test_another_stream_than_journalds_has_no_priority(journal: TextIO, tmp_path: Path) -> None:
+    with (tmp_path / "elsewhere").open("w+") as file:
+        logs.configure("info", "auto", stream=file)
+        structlog.get_logger().info("x")
+        assert written(file)[0].startswith("{")

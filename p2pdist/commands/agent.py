@@ -3,23 +3,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from p2pdist.config import AgentConfig
-from p2pdist.options import configured
+from p2pdist.options import reloadable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @click.command()
-@configured(AgentConfig)
-def agent(config: AgentConfig) -> None:
+@reloadable(AgentConfig)
+def agent(load: Callable[[], AgentConfig]) -> None:
     """Run the agent of this node: mirror, peer port and admin port.
 
-    SIGTERM and Ctrl-C let running responses end, for at most `shutdown_grace_s`.
+    SIGTERM and Ctrl-C let running responses end, for at most `shutdown_grace_s`. SIGHUP reads the settings again.
     """
+    config = load()
     import trio
 
     from p2pdist import logs
     from p2pdist.agent import run
 
     logs.configure(config.log_level, config.log_format)
-    trio.run(run, config)
+    trio.run(run, config, load)

@@ -155,7 +155,8 @@ class Mirror:
         deadlines: Deadlines | None = None,
     ) -> None:
         self._source = source
-        self._registries = Registries(frozenset(registries), default_registry, any_registry)
+        self.registries = Registries(frozenset(registries), default_registry, any_registry)
+        """May be replaced at any time."""
         self._metrics = metrics
         self._deadlines = deadlines or Deadlines()
 
@@ -164,7 +165,7 @@ class Mirror:
             return _error(405, ErrorCode.UNSUPPORTED, "a mirror is read-only: push to the registry", (_ALLOW,))
         if request.header(_HOP) is not None:
             return _error(404, ErrorCode.UNSUPPORTED, "this comes from a mirror already")
-        route = parse_target(request.target, self._registries)
+        route = parse_target(request.target, self.registries)
         match route:
             case Ping():
                 return Response(200, (_VERSION, _JSON), b"{}", "ping")

@@ -66,6 +66,15 @@ class RegistrySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class _Origin:
+    """What an upstream is made from, with its CA file and what it said."""
+
+    url: str
+    ca_file: Path | None = None
+    pem: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Relayed:
     """See `ports.RelayedResponse`."""
 
@@ -111,10 +120,36 @@ class OriginClient:
         self._rng = rng
         self._deadlines = deadlines or Deadlines()
         self._slots = trio.CapacityLimiter(connections)
-        self._transports: dict[tuple[Path | None, bool], Transport] = {}
-        self._configured = {name: self._build(name, settings) for name, settings in registries.items()}
+        self._transports: dict[tuple[bytes | None, bool], Transport] = {}
+        """By the CAs that are trusted and whether only public addresses are dialled; open until the end."""
+        self._configured: dict[str, Upstream] = {}
+        self._made_from: dict[str, _Origin] = {}
         self._unlisted: dict[str, Upstream] = {}
         self._locations: dict[tuple[Repository, Digest], tuple[float, httpx.URL]] = {}
+        self.replacing(registries, allow_any=allow_any)()
+
+    def replacing(self, registries: Mapping[str, RegistrySettings], *, allow_any: bool) -> Callable[[], None]:
+        """Return what puts these registries in the place of the present ones.
+
+        One that stays as it is keeps its connections, tokens and counts; a CA file is read again. A range that is
+        being fetched from one that goes is fetched to its end.
+
+        Raises:
+            ConfigError: as at the start; the present ones stay.
+        """
+        wanted = {name: _origin(name, settings) for name, settings in registries.items()}
+        upstreams = {
+            name: self._configured[name] if self._made_from.get(name) == origin else self._build(name, origin)
+            for name, origin in wanted.items()
+        }
+
+        def replace() -> None:
+            self._configured, self._made_from, self._allow_any = upstreams, wanted, allow_any
+            kept = self._unlisted if allow_any else {}
+            self._unlisted = {name: upstream for name, upstream in kept.items() if name not in upstreams}
+            self._locations.clear()
+
+        return replace
 
     async def head_manifest(
         self, repository: Repository, reference: str, *, deadline_s: float | None = None
@@ -310,15 +345,15 @@ class OriginClient:
             raise NotFoundAtOrigin(message, status_code=404)
         while len(self._unlisted) >= _UNLISTED_MAX:
             del self._unlisted[next(iter(self._unlisted))]
-        self._unlisted[name] = self._build(name, RegistrySettings(default_url(name)), guarded=True)
+        self._unlisted[name] = self._build(name, _Origin(default_url(name)), guarded=True)
         return self._unlisted[name]
 
-    def _build(self, name: str, settings: RegistrySettings, *, guarded: bool = False) -> Upstream:
-        base = parse_base_url(name, settings.url)
-        key = (settings.ca_file, guarded)
+    def _build(self, name: str, origin: _Origin, *, guarded: bool = False) -> Upstream:
+        base = parse_base_url(name, origin.url)
+        key = (origin.pem, guarded)
         if key not in self._transports:
             self._transports[key] = Transport(
-                _tls_context(name, settings.ca_file),
+                _tls_context(name, origin),
                 connections=self._connections + _RESERVED_CONNECTIONS,
                 guarded=guarded,
                 connect_s=self._deadlines.connect_s,
@@ -464,14 +499,23 @@ def _relayed_headers(answer: Answer, upstream: Upstream) -> list[tuple[str, str]
     return relayed
 
 
-def _tls_context(registry: str, ca_file: Path | None) -> ssl.SSLContext:
-    if ca_file is None:
+def _origin(registry: str, settings: RegistrySettings) -> _Origin:
+    ca_file = settings.ca_file
+    try:
+        return _Origin(settings.url, ca_file, ca_file.read_bytes() if ca_file is not None else None)
+    except OSError as error:
+        raise ConfigError(f"registry {registry}: cannot use the CA file {ca_file}: {error.strerror}") from error
+
+
+def _tls_context(registry: str, origin: _Origin) -> ssl.SSLContext:
+    if origin.pem is None:
         return _system_tls_context()
     context = ssl.create_default_context()
     try:
-        context.load_verify_locations(ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"registry {registry}: cannot use the CA file {ca_file}: {error.strerror}") from error
+        # Comments may be in any script; certificates are not.
+        context.load_verify_locations(cadata=origin.pem.decode("ascii", "ignore"))
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError(f"registry {registry}: cannot use the CA file {origin.ca_file}: {error}") from error
     return context
 
 

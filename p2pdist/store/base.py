@@ -88,6 +88,10 @@ class BaseStore(ABC):
         self._evicted_blobs = 0
         self._evicted_bytes = 0
 
+    def limit(self, limits: Limits) -> None:
+        """Take other limits; the next arrival is what evicts for them."""
+        self._limits = limits
+
     def contains(self, digest: Digest) -> bool:
         return digest in self._whole
 

@@ -788,6 +788,45 @@ async def test_a_registry_with_a_ca_of_its_own_is_believed(tls_registry: FakeReg
     assert tls_registry.connections == 1
 
 
+async def test_a_registry_that_stays_keeps_its_connection_and_its_counts(registry: FakeRegistry) -> None:
+    same, more = {"reg.lab": RegistrySettings(registry.url)}, {"other.lab": RegistrySettings(registry.url)}
+    async with client_of(registry) as origin:
+        await origin.get_manifest(REPO, "v1")
+        origin.replacing({**same, **more}, allow_any=False)()
+        await origin.get_manifest(REPO, "v1")
+        assert origin.statistics()["reg.lab"]["requests"] == 2
+        await origin.get_manifest(Repository("other.lab", REPO.name), "v1")
+        origin.replacing(more, allow_any=False)()
+        with pytest.raises(NotFoundAtOrigin, match="not configured"):
+            await origin.get_manifest(REPO, "v1")
+    assert registry.connections == 1
+
+
+async def test_a_ca_file_is_read_again(tls_registry: FakeRegistry, authority: trustme.CA, tmp_path: Path) -> None:
+    ca_file = tmp_path / "changing.pem"
+    settings = {"reg.lab": RegistrySettings(tls_registry.url, ca_file)}
+    trustme.CA().cert_pem.write_to_path(str(ca_file))
+    async with client_of(tls_registry, ca_file=ca_file) as origin:
+        with pytest.raises(OriginError, match="not trusted"):
+            await origin.get_manifest(REPO, "v1")
+        authority.cert_pem.write_to_path(str(ca_file))
+        origin.replacing(settings, allow_any=False)()
+        assert (await origin.get_manifest(REPO, "v1")).body == MANIFEST
+
+
+@pytest.mark.parametrize("content", [None, "", "no certificate"])
+async def test_registries_that_cannot_be_used_leave_the_present_ones(
+    registry: FakeRegistry, tmp_path: Path, content: str | None
+) -> None:
+    ca_file = tmp_path / "ca.pem"
+    if content is not None:
+        ca_file.write_text(content)
+    async with client_of(registry) as origin:
+        with pytest.raises(ConfigError, match=r"registry x\.lab: cannot use"):
+            origin.replacing({"x.lab": RegistrySettings("https://x.lab", ca_file)}, allow_any=False)
+        assert (await origin.get_manifest(REPO, "v1")).body == MANIFEST
+
+
 async def test_an_unknown_certificate_is_refused_at_once(tls_registry: FakeRegistry) -> None:
     async with client_of(tls_registry) as origin:
         with pytest.raises(OriginError, match=r"the certificate of localhost is not trusted.*ca_file"):

@@ -8,7 +8,7 @@ import signal
 import socket
 import struct
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import httpx
@@ -355,6 +355,17 @@ async def test_the_scheduler_serves_agents_and_its_api_until_it_is_told_to_stop(
             await stopped.wait()
             await agent.closed.wait()
         await agent.stream.aclose()
+
+
+async def test_a_signal_puts_the_file_in_force(nursery: trio.Nursery) -> None:
+    config = SchedulerConfig(listen=ANY_PORT, api_listen=ANY_PORT)
+    asked = replace(config, max_agents=7, degree=4, tag_ttl_s=1.0, cluster="other")
+    server = SchedulerServer(config, lambda: asked)
+    await nursery.start(server.run)
+    signal.raise_signal(signal.SIGHUP)
+    await eventually(lambda: server.settings.reloads == 1)
+    assert server.config == replace(asked, cluster="default")
+    assert (server.state._degree, server.state._tags.ttl_s) == (4, 1.0)
 
 
 @pytest.mark.parametrize("which", ["listen", "api_listen"])
