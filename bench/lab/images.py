@@ -12,7 +12,9 @@ import io
 import json
 import os
 import random
+import shutil
 import stat
+import subprocess
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from bench.lab.errors import LabError
 from p2pdist.core.oci import OCI_INDEX, OCI_MANIFEST
 from p2pdist.core.types import Descriptor, parse_digest
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 LAYER_TAR = "application/vnd.oci.image.layer.v1.tar"
 LAYER_TAR_GZIP = f"{LAYER_TAR}+gzip"
+LAYER_TAR_ZSTD = f"{LAYER_TAR}+zstd"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 REF_NAME = "org.opencontainers.image.ref.name"
 
@@ -43,6 +47,8 @@ _TAR_FRAME_BYTES = 3 * _TAR_BLOCK_BYTES
 
 _TAR_BUFFER_BYTES = 64 << 10
 _RANDOM_PART_BYTES = 1 << 20
+_ZSTD_FRAME_BYTES = 1 << 20
+_ZSTD_TIMEOUT_S = 60.0
 _CREATED = "2000-01-01T00:00:00Z"
 
 
@@ -96,14 +102,27 @@ class LayerMaker(Protocol):
 
 
 async def make_machine_image(
-    layout: Path, *, image_bytes: int, layers: int, tag: str = "v1", roots: Sequence[Path] = MACHINE_ROOTS
+    layout: Path,
+    *,
+    image_bytes: int,
+    layers: int,
+    tag: str = "v1",
+    roots: Sequence[Path] = MACHINE_ROOTS,
+    layer_types: Sequence[str] = (LAYER_TAR_GZIP,),
 ) -> Image:
-    """Make an image of the machine's own files, gzip-compressed, of about `image_bytes`.
+    """Make an image of the machine's own files, compressed, of about `image_bytes`.
 
     Where the machine has too few files, random bytes fill the layers up.
+
+    Args:
+        layer_types: the layers' media types, in turn.
+
+    Raises:
+        LabError: a layer is to be zstd, and there is no such program.
     """
     files = await trio.to_thread.run_sync(lambda: list(_regular_files(roots)))
-    maker = partial(_machine_layer, files=files, layers=layers, layer_bytes=image_bytes // layers)
+    types = [layer_types[index % len(layer_types)] for index in range(layers)]
+    maker = partial(_machine_layer, files=files, types=types, layer_bytes=image_bytes // layers)
     return await _make(layout, maker, layers, tag, multi_arch=True)
 
 
@@ -116,22 +135,26 @@ async def make_random_image(
     tag: str = "v1",
     multi_arch: bool = False,
     shared: tuple[int, int] | None = None,
+    layer_types: Sequence[str] = (LAYER_TAR,),
 ) -> Image:
     """Make an image of incompressible layers whose sizes are exact (to 512 bytes) and add up to `image_bytes`.
 
     Args:
         multi_arch: whether the tag names an index, with a second platform that shares the first layer.
         shared: (layers, seed): its first layers are those of the image that this seed gives.
+        layer_types: the layers' media types, in turn; sizes are only about right where one compresses.
 
     Raises:
         ValueError: a layer would be smaller than a tar of one byte.
+        LabError: a layer is to be zstd, and there is no such program.
     """
     layer_bytes = image_bytes // layers // _TAR_BLOCK_BYTES * _TAR_BLOCK_BYTES
     if layer_bytes <= _TAR_FRAME_BYTES:
         raise ValueError(f"{image_bytes} bytes are too few for {layers} layers")
     shared_layers, shared_seed = shared or (0, seed)
     seeds = [shared_seed if index < shared_layers else seed for index in range(layers)]
-    maker = partial(_random_layer, layer_bytes=layer_bytes, seeds=seeds)
+    types = [layer_types[index % len(layer_types)] for index in range(layers)]
+    maker = partial(_random_layer, layer_bytes=layer_bytes, seeds=seeds, types=types)
     return await _make(layout, maker, layers, tag, multi_arch=multi_arch)
 
 
@@ -231,13 +254,46 @@ class _BlobWriter:
         return Descriptor(digest, self.size_bytes, self._media_type)
 
 
-class _LayerWriter(io.RawIOBase):
-    """A tar on its way into a layer, as it is or through gzip; knows the diff_id."""
+class _Compressor(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
 
-    def __init__(self, layout: Path, *, gzip: bool) -> None:
-        self._blob = _BlobWriter(layout, LAYER_TAR_GZIP if gzip else LAYER_TAR)
-        # Level 1: the demo's user waits for it. A gzip stream of zlib's own carries no time stamp.
-        self._compressor = zlib.compressobj(1, zlib.DEFLATED, 31) if gzip else None
+    def flush(self) -> bytes: ...
+
+
+class _Zstd:
+    """A zstd stream of frames of 1 MiB, made by the program `zstd`, as Python 3.11 has no zstd of its own."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def compress(self, data: bytes, /) -> bytes:
+        self._buffer += data
+        return self.flush() if len(self._buffer) >= _ZSTD_FRAME_BYTES else b""
+
+    def flush(self) -> bytes:
+        """Return a frame of all that was not returned before."""
+        content, self._buffer = bytes(self._buffer), bytearray()
+        command = ["zstd", "-q", "-c"]
+        return subprocess.run(
+            command, input=content, stdout=subprocess.PIPE, check=True, timeout=_ZSTD_TIMEOUT_S
+        ).stdout
+
+
+def _compressor(media_type: str) -> _Compressor | None:
+    if media_type == LAYER_TAR_ZSTD:
+        if shutil.which("zstd") is None:
+            raise LabError("zstd layers need the program zstd; install it with: apt-get install zstd")
+        return _Zstd()
+    # Level 1: the demo's user waits for it. A gzip stream of zlib's own carries no time stamp.
+    return zlib.compressobj(1, zlib.DEFLATED, 31) if media_type == LAYER_TAR_GZIP else None
+
+
+class _LayerWriter(io.RawIOBase):
+    """A tar on its way into a layer, as it is or compressed; knows the diff_id."""
+
+    def __init__(self, layout: Path, media_type: str) -> None:
+        self._compressor = _compressor(media_type)
+        self._blob = _BlobWriter(layout, media_type)
         self._diff = hashlib.sha256()
 
     @property
@@ -256,11 +312,11 @@ class _LayerWriter(io.RawIOBase):
 
 
 def _machine_layer(
-    layout: Path, index: int, *, files: Sequence[Path], layers: int, layer_bytes: int
+    layout: Path, index: int, *, files: Sequence[Path], types: Sequence[str], layer_bytes: int
 ) -> tuple[Descriptor, str]:
-    writer = _LayerWriter(layout, gzip=True)
+    writer = _LayerWriter(layout, types[index])
     with tarfile.open(fileobj=writer, mode="w|", format=tarfile.GNU_FORMAT, bufsize=_TAR_BUFFER_BYTES) as tar:
-        for path in files[index::layers]:
+        for path in files[index :: len(types)]:
             trio.from_thread.check_cancelled()
             if writer.size_bytes >= layer_bytes:
                 break
@@ -271,11 +327,13 @@ def _machine_layer(
     return writer.finish()
 
 
-def _random_layer(layout: Path, index: int, *, layer_bytes: int, seeds: Sequence[int]) -> tuple[Descriptor, str]:
+def _random_layer(
+    layout: Path, index: int, *, layer_bytes: int, seeds: Sequence[int], types: Sequence[str]
+) -> tuple[Descriptor, str]:
     content_bytes = layer_bytes - _TAR_FRAME_BYTES
     header = tarfile.TarInfo(f"opt/p2pdist/random-{index}")
     header.size = content_bytes
-    writer = _LayerWriter(layout, gzip=False)
+    writer = _LayerWriter(layout, types[index])
     writer.write(header.tobuf(format=tarfile.USTAR_FORMAT))
     for part in _random_parts(random.Random(f"{seeds[index]}/{index}"), content_bytes):
         trio.from_thread.check_cancelled()

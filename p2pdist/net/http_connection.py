@@ -5,7 +5,8 @@ Owns: parsing requests, refusing malformed ones, writing responses, and closing 
 Refuses request bodies and TLS.
 
 Invariants:
-- a body that cannot be finished ends in a reset, never in a clean close: the client must see that it is incomplete;
+- a body that cannot be finished is cut, also by the end of this process, in the way after which its client goes on
+  elsewhere: an early end for one that resumes (`Request.resumes`), a reset, which others try again after, for the rest;
 - each wait has a deadline, except the application's for its own content, which ends when the client hangs up;
 - requests are answered in order, one at a time; what was sent ahead is kept, at most two headers' worth.
 
@@ -52,7 +53,7 @@ _LOAD_BYTES = 256 * 1024
 _RECEIVE_BYTES = 16 * 1024
 _LINGER_BYTES = 1 << 20
 _LINGER_S = 1.0
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_CLOSE, _RESET_ON_CLOSE = struct.pack("ii", 0, 0), struct.pack("ii", 1, 0)
 
 
 class Places(Protocol):
@@ -74,7 +75,7 @@ class _ClientGone(Exception):
 
 
 class Connection:
-    """One client. `close` resets the connection unless all that was promised was sent."""
+    """One client. `close` cuts the response that runs, if any."""
 
     def __init__(self, client: socket.socket, application: Application, limits: Limits, places: Places) -> None:
         self._socket = client
@@ -88,15 +89,14 @@ class Connection:
         """Set when there is room for input again."""
         self._gone = False
         self._wants_body = True
-        self._owes = False
+        self._resets = True
+        """Whether a response that is cut ends in a reset."""
         self._waiting: trio.CancelScope | None = None
         """The wait for the application, which ends when the client hangs up."""
         self._first_byte_at: float | None = None
         self._sent_bytes = 0
 
     def close(self) -> None:
-        if self._owes:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._socket.close()
 
     async def run(self) -> None:
@@ -219,6 +219,7 @@ class Connection:
         self._first_byte_at, self._sent_bytes = None, 0
         started_at = trio.current_time()
         complete, response = False, None
+        self._resets = isinstance(request, Response) or not request.resumes
         try:
             response = request if isinstance(request, Response) else await self._handle(request)
             if response is not None:
@@ -248,8 +249,10 @@ class Connection:
 
     async def _send(self, response: Response, *, closing: bool) -> bool:
         """Send a response; return whether all of it went out."""
-        self._owes = True
         try:
+            if self._resets:
+                # Before the first byte: the kernel does it too where this process is killed.
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             head = self._head(response, closing=closing)
             body = response.body if self._wants_body else b""
             if isinstance(body, FileBody):
@@ -267,7 +270,8 @@ class Connection:
         except Exception:
             log.exception("http.body_failed", kind=response.kind, sent_bytes=self._sent_bytes)
             return False
-        self._owes = False
+        if self._resets:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE)
         return True
 
     def _head(self, response: Response, *, closing: bool) -> bytes:

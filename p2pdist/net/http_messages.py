@@ -70,6 +70,15 @@ class Request:
         values = [value for key, value in self.headers if key == name]
         return ", ".join(values) if values else None
 
+    @property
+    def resumes(self) -> bool:
+        """Whether the client gets the rest of a body that ends early, here or at the origin.
+
+        containerd's resolver does, and it alone names the registry as `ns`; a reset ends its pull. What podman, skopeo
+        and CRI-O pull with does not: an early end ends its pull, after a reset it tries again (docs/runtimes.md).
+        """
+        return "ns=" in self.target.partition("?")[2]
+
 
 @dataclass(frozen=True, slots=True)
 class Response:

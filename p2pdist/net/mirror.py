@@ -68,6 +68,10 @@ log = structlog.get_logger(__name__)
 _VERSION = ("Docker-Distribution-Api-Version", "registry/2.0")
 _OCTETS = ("Content-Type", "application/octet-stream")
 _JSON = ("Content-Type", "application/json")
+_ALL = "bytes=0-"
+"""How containerd asks whether it may fetch parts of a layer at once. It may not: what it fetches from an agent of its
+own node gains nothing by that, and its readers of parts do not go on at the origin when the agent is gone."""
+
 _HOP = "x-p2pdist-hop"
 _ALLOW = ("Allow", "GET, HEAD")
 _RELAYED_HEADERS = ("content-type", "oci-filters-applied")
@@ -261,6 +265,8 @@ def _blob_response(route: BlobRoute, request: Request, reader: BlobReader) -> Re
     if not none_match_holds(request.header("if-none-match"), etag):
         return Response(304, headers, b"", _kind(route))
     wanted = request.header("range") if if_range_holds(request.header("if-range"), etag) else None
+    if wanted == _ALL and (request.header("user-agent") or "").startswith("containerd/"):
+        wanted = None
     spans = requested_spans(wanted, size_bytes)
     if spans == ():
         extra = (("Content-Range", unsatisfied_range(size_bytes)), _namespace(route.repository))

@@ -56,7 +56,7 @@ class Echo:
                     self.cancelled.set()
             case "/split":
                 return Response(200, (("X-Kind", "echo\r\nX-Other: smuggled"),), b"", "echo")
-            case "/file":
+            case "/file" | "/file?ns=docker.io":
                 self.readers.append(FakeReader(self.blob, self.file))
                 return Response(200, (), FileBody(self.readers[-1], 0, self.blob.size_bytes), "file")
         return Response(200, (("X-Kind", "echo"),), request.target.encode(), "echo")
@@ -274,6 +274,20 @@ async def test_a_body_that_fails_is_cut_and_never_ended_cleanly(
     await application.readers[0].closed.wait()
     assert not (await application.reports(1))[0].complete
     assert (await (await connect(port)).get("/a")).status == 200
+
+
+async def test_for_a_client_that_resumes_a_body_that_fails_ends_early_without_a_reset(
+    connect: Connect, nursery: trio.Nursery
+) -> None:
+    application, _, port = await serve(nursery)
+    application.blob.arrived_bytes = 1000
+    client = await connect(port)
+    await client.send(request("/file?ns=docker.io"))
+    answer, reading = await client.start()
+    assert answer.headers["content-length"] == str(LARGE_BYTES), "else an early end is taken for the end"
+    await client.read_exactly(reading, 1000)
+    application.blob.fail(PullFailed("sha256:x", []))
+    assert await client.stream.receive_some() == b""
 
 
 async def test_a_file_shorter_than_promised_is_cut(connect: Connect, nursery: trio.Nursery) -> None:

@@ -184,6 +184,16 @@ async def test_other_ranges_get_the_whole(served: Served, headers: tuple[tuple[s
     assert (answer.status, answer.body) == (200, DATA)
 
 
+async def test_containerd_is_not_let_fetch_parts_of_a_layer_at_once_but_may_resume(served: Served) -> None:
+    client = await served.client()
+    agent = ("User-Agent", "containerd/2.4.2")
+    answer = await client.get(served.blob_url, ("Range", "bytes=0-"), agent)
+    assert (answer.status, answer.body) == (200, DATA)
+    assert "content-range" not in answer.headers
+    answer = await client.get(served.blob_url, ("Range", "bytes=1-"), agent)
+    assert (answer.status, answer.body) == (206, DATA[1:])
+
+
 async def test_if_range_with_our_tag_keeps_the_range(served: Served) -> None:
     headers = (("Range", "bytes=0-1"), ("If-Range", f'"{served.blob}"'))
     assert (await (await served.client()).get(served.blob_url, *headers)).status == 206

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from bench.lab.images import make_machine_image, make_random_image
+from bench.lab.images import LAYER_TAR_GZIP, LAYER_TAR_ZSTD, make_machine_image, make_random_image
 from tests.real.cluster import open_cluster
+from tests.real.containerd import Cri, Cri2, Ctr
+from tests.real.runtimes import Buildah, Podman, Runtime, Skopeo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from tests.real.cluster import Cluster
 
 MIB = 1 << 20
+KINDS = (Skopeo, Podman, Buildah, Ctr, Cri, Cri2)
+LAYER_TYPES = (LAYER_TAR_GZIP, LAYER_TAR_ZSTD)
 FILES = (Path("/usr/bin"), Path("/usr/lib/x86_64-linux-gnu"))
 
 
@@ -53,11 +57,20 @@ def cluster_of(lab_parts: str) -> Callable[..., AbstractAsyncContextManager[Clus
     return partial(open_cluster, lab_parts)
 
 
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__.lower())
+def kind(request: pytest.FixtureRequest, require: Callable[[str, str], str]) -> type[Runtime]:
+    """A runtime that is installed."""
+    chosen: type[Runtime] = request.param
+    chosen.require(require)
+    return chosen
+
+
 @pytest.fixture(scope="session")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
-    """An image that runtimes can unpack: the machine's own files in three gzip layers, for amd64 and arm64."""
-    layout = tmp_path_factory.mktemp("image") / "layout"
-    return trio.run(partial(make_machine_image, layout, image_bytes=6 * MIB, layers=3, roots=FILES))
+def image(tmp_path_factory: pytest.TempPathFactory, require: Callable[[str, str], str]) -> Image:
+    """An image that runtimes can unpack: the machine's own files in gzip, zstd and gzip, for amd64 and arm64."""
+    require("zstd", "zstd")
+    make = partial(make_machine_image, image_bytes=6 * MIB, layers=3, roots=FILES, layer_types=LAYER_TYPES)
+    return trio.run(make, tmp_path_factory.mktemp("image") / "layout")
 
 
 @pytest.fixture(scope="session")

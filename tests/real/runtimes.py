@@ -8,18 +8,22 @@ registry's log, where the runtime's own name then stands.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import shutil
 import tarfile
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from bench.lab.agents import REGISTRY_NAME
-from tests.real.cluster import REPOSITORY, run_to_end, until
+from tests.layers import tar_of
+from tests.real.cluster import REPOSITORY, run_to_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+    from typing import Self
 
     from bench.lab.agents import Agent
     from bench.lab.images import Image
@@ -38,28 +42,13 @@ insecure = true
 location = "{mirror}/{name}"
 insecure = true
 """
-_HOSTS = """\
-server = "{origin}"
-[host."{mirror}"]
-  capabilities = ["pull", "resolve"]
-"""
-_CONTAINERD = """\
-version = 2
-root = "{root}"
-state = "{state}"
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
-[grpc]
-  address = "{socket}"
-[ttrpc]
-  address = "{socket}.ttrpc"
-"""
 _ANY_IMAGE = '{"default": [{"type": "insecureAcceptAnything"}]}'
 
 
 class Runtime:
     """A runtime on an agent's host. `directory` is its own."""
 
-    name = ""
+    agent = ""
     """What it calls itself in a User-Agent."""
 
     def __init__(self, cluster: Cluster, agent: Agent, directory: Path) -> None:
@@ -68,12 +57,26 @@ class Runtime:
         self.origin = cluster.registry.base_url
         self.directory = directory
 
+    @classmethod
+    def require(cls, require: Callable[[str, str], str]) -> None:
+        """Skip the test, or fail it in CI, where the runtime is not installed."""
+        require(cls.__name__.lower(), cls.__name__.lower())
+
+    @asynccontextmanager
+    async def running(self, cluster: Cluster) -> AsyncIterator[Self]:
+        """Be ready to pull in the block."""
+        yield self
+
     async def pull(self, reference: str) -> None:
-        """Pull `:TAG` or `@DIGEST` for linux/amd64; fail where the runtime does."""
+        """Pull `:TAG` or `@DIGEST` for linux/amd64 and unpack it; fail where the runtime does."""
         raise NotImplementedError
 
     async def expect(self, image: Image) -> None:
-        """Fail unless the runtime now has the image for linux/amd64, bit by bit."""
+        """Fail unless the runtime now has the image for linux/amd64, bit by bit, and each of its files unpacked."""
+        raise NotImplementedError
+
+    async def forget(self, image: Image) -> None:
+        """Remove the image and all its layers."""
         raise NotImplementedError
 
     def registries_conf(self) -> Path:
@@ -84,115 +87,90 @@ class Runtime:
 
 
 class Skopeo(Runtime):
-    name = "skopeo"
+    """Copies to a layout, as skopeo itself unpacks nothing. Without `--retry-times` it has no second attempt."""
+
+    agent = "skopeo"
 
     async def pull(self, reference: str) -> None:
         options = ["--insecure-policy", "--registries-conf", str(self.registries_conf())]
         options += ["--override-os", "linux", "--override-arch", "amd64"]
-        target = f"oci:{self.directory / 'layout'}:v1"
-        command = ["skopeo", *options, "copy", "--preserve-digests", f"docker://{NAME}{reference}", target]
-        await run_to_end(command, host=self.host)
+        target = f"oci:{self._layout}:v1"
+        copy = ["copy", "--retry-times", "3", "--preserve-digests", f"docker://{NAME}{reference}", target]
+        await run_to_end(["skopeo", *options, *copy], host=self.host)
 
     async def expect(self, image: Image) -> None:
-        for part in (image.manifest, image.config, *image.layers):
-            content = (self.directory / "layout" / "blobs" / part.digest.replace(":", "/")).read_bytes()
+        for part in image.parts:
+            content = (self._layout / "blobs" / part.digest.replace(":", "/")).read_bytes()
             assert f"sha256:{hashlib.sha256(content).hexdigest()}" == part.digest
+
+    async def forget(self, image: Image) -> None:
+        shutil.rmtree(self._layout)
+
+    @property
+    def _layout(self) -> Path:
+        return self.directory / "layout"
 
 
 class Podman(Runtime):
-    name = "containers/"
+    agent = "containers/"
+    _EVENTS: tuple[str, ...] = ("--events-backend", "none")
 
     async def pull(self, reference: str) -> None:
         policy = self.directory / "policy.json"
         policy.write_text(_ANY_IMAGE)
-        await self._podman("pull", "--arch", "amd64", "--signature-policy", str(policy), f"{NAME}{reference}")
+        await self._run("pull", "--arch", "amd64", "--signature-policy", str(policy), f"{NAME}{reference}")
 
     async def expect(self, image: Image) -> None:
-        (found,) = json.loads(await self._podman("image", "inspect", image.config.digest.removeprefix("sha256:")))
+        (found,) = json.loads(await self._run("image", "inspect", self._id(image)))
         digests = {entry.partition("@")[2] for entry in found["RepoDigests"]}
         assert digests <= {image.root.digest, image.manifest.digest}
         assert digests
         config = json.loads(image.blob_path(image.config).read_bytes())
         assert found["RootFS"]["Layers"] == config["rootfs"]["diff_ids"]
-        unpacked = [path for path in self.directory.glob("root/vfs/dir/*/usr/**/*") if path.is_file()]
-        expect_files(image, unpacked)
+        self._expect_files(image)
 
-    async def _podman(self, *arguments: str) -> str:
-        # Podman refuses a long --runroot; in a mount namespace of its own its directory is /mnt.
+    async def forget(self, image: Image) -> None:
+        await self._run("rmi", "--force", self._id(image))
+
+    @staticmethod
+    def _id(image: Image) -> str:
+        return image.config.digest.removeprefix("sha256:")
+
+    def _expect_files(self, image: Image) -> None:
+        expect_files(image, list(self.directory.glob("root/vfs/dir/*/*/**/*")))
+
+    async def _run(self, *arguments: str) -> str:
+        # A long --runroot is refused; in a mount namespace of its own the runtime's directory is /mnt.
         place = (*OWN_MOUNTS, "sh", "-ec", 'mount --bind "$0" /mnt; exec "$@"', str(self.directory))
-        places = ["--root", "/mnt/root", "--runroot", "/mnt/run", "--tmpdir", "/mnt/tmp"]
-        options = ["--storage-driver", "vfs", "--events-backend", "none"]
-        env = os.environ | {"CONTAINERS_REGISTRIES_CONF": str(self.registries_conf())}
-        return await run_to_end([*place, "podman", *places, *options, *arguments], host=self.host, env=env)
+        program = type(self).__name__.lower()
+        options = ["--root", "/mnt/root", "--runroot", "/mnt/run", "--storage-driver", "vfs", *self._EVENTS]
+        env = os.environ | {"CONTAINERS_REGISTRIES_CONF": str(self.registries_conf()), "TMPDIR": "/mnt"}
+        return await run_to_end([*place, program, *options, *arguments], host=self.host, env=env)
 
 
-class Containerd(Runtime):
-    """A containerd of our own; `ctr images pull` unpacks with its overlayfs snapshotter."""
-
-    name = "containerd/"
-
-    async def pull(self, reference: str) -> None:
-        hosts = self.directory / "certs.d" / REGISTRY_NAME
-        hosts.mkdir(parents=True, exist_ok=True)
-        (hosts / "hosts.toml").write_text(_HOSTS.format(origin=self.origin, mirror=self.mirror))
-        options = ["--hosts-dir", str(hosts.parent), "--snapshotter", "overlayfs", "--platform", "linux/amd64"]
-        await self._ctr("images", "pull", *options, f"{NAME}{reference}")
+class Buildah(Podman):
+    agent = "Buildah/"
+    _EVENTS = ()
 
     async def expect(self, image: Image) -> None:
-        held = await self._ctr("content", "ls", "-q")
-        assert {image.root.digest, image.manifest.digest, image.config.digest} <= set(held.split())
-        assert {layer.digest for layer in image.layers} <= set(held.split())
-        checked = await self._ctr("images", "check", "--snapshotter", "overlayfs")
-        assert " complete " in checked
-        assert checked.split()[-1] == "true", f"not unpacked: {checked}"
-        expect_files(image, list(self.directory.glob("root/*.overlayfs/snapshots/*/fs/usr/**/*")))
-
-    async def run(self, cluster: Cluster) -> None:
-        """Start the daemon; it ends with the cluster."""
-        file = self.directory / "config.toml"
-        places = {"root": self.directory / "root", "state": self.directory / "state", "socket": self._socket}
-        file.write_text(_CONTAINERD.format(**places))
-        command = [*OWN_MOUNTS, "containerd", "--config", str(file)]
-        daemon = cluster.group.start(self.host, f"containerd-{self.host.name}", command)
-
-        async def answers() -> bool:
-            daemon.check()
-            return self._socket.exists() and "overlayfs" in await self._ctr("plugins", "ls")
-
-        await until(answers, "containerd answers")
-
-    @property
-    def _socket(self) -> Path:
-        return self.directory / "containerd.sock"
-
-    async def _ctr(self, *arguments: str) -> str:
-        return await run_to_end(
-            ["ctr", "--address", str(self._socket), "--namespace", "test", *arguments], host=self.host
-        )
+        found = json.loads(await self._run("inspect", "--type", "image", self._id(image)))
+        assert found["FromImageDigest"] in (image.root.digest, image.manifest.digest)
+        self._expect_files(image)
 
 
 @asynccontextmanager
 async def running(kind: type[Runtime], cluster: Cluster, agent: Agent) -> AsyncIterator[Runtime]:
     """Give a runtime that is ready on an agent's host."""
-    runtime = kind(cluster, agent, cluster.space.directory(f"runtime-{agent.host.name}"))
-    if isinstance(runtime, Containerd):
-        await runtime.run(cluster)
-    yield runtime
-
-
-def require_runtime(kind: type[Runtime], require: Callable[[str, str], str]) -> None:
-    if kind is Containerd:
-        require("containerd", "containerd")
-        require("unshare", "util-linux")
-    else:
-        require(kind.__name__.lower(), kind.__name__.lower())
+    directory = cluster.space.directory(f"{kind.__name__.lower()}-{agent.host.name}")
+    async with kind(cluster, agent, directory).running(cluster) as runtime:
+        yield runtime
 
 
 def expect_files(image: Image, unpacked: list[Path]) -> None:
     """Fail unless every file of every layer is among the unpacked ones with the same content."""
     found = {hashlib.sha256(path.read_bytes()).hexdigest() for path in unpacked if path.is_file()}
     for layer in image.layers:
-        with tarfile.open(image.blob_path(layer)) as tar:
+        with tarfile.open(fileobj=io.BytesIO(tar_of(image, layer))) as tar:
             for member in tar:
                 content = tar.extractfile(member)
                 assert content is not None

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import json
@@ -11,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench.lab.images import LAYER_TAR_GZIP, Image, make_machine_image, make_random_image
+from bench.lab.errors import LabError
+from bench.lab.images import LAYER_TAR, LAYER_TAR_GZIP, LAYER_TAR_ZSTD, Image, make_machine_image, make_random_image
+from tests.layers import tar_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from p2pdist.core.types import Descriptor
@@ -58,11 +60,6 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {str(path).lstrip("/"): path.read_bytes() for path in directory.rglob("file*")}
 
 
-def tar_of(image: Image, layer: Descriptor) -> bytes:
-    content = read(image, layer)
-    return gzip.decompress(content) if layer.media_type == LAYER_TAR_GZIP else content
-
-
 def files_of(image: Image) -> dict[str, bytes]:
     found = {}
     for layer in image.layers:
@@ -100,6 +97,34 @@ async def test_a_random_image_has_layers_of_exact_size(tmp_path: Path) -> None:
     check_layout(image)
     assert [layer.size_bytes for layer in image.layers] == [1 << 20] * 3
     assert len(files_of(image)) == 3
+
+
+async def test_layers_are_of_the_wanted_types_in_turn(
+    tmp_path: Path, machine: Path, require: Callable[[str, str], str]
+) -> None:
+    require("zstd", "zstd")
+    types = (LAYER_TAR_GZIP, LAYER_TAR_ZSTD)
+    image = await make_machine_image(
+        tmp_path / "image", image_bytes=4 << 20, layers=3, roots=[machine], layer_types=types
+    )
+    check_layout(image)
+    assert [layer.media_type for layer in image.layers] == [LAYER_TAR_GZIP, LAYER_TAR_ZSTD, LAYER_TAR_GZIP]
+    assert 4 << 20 < image.pull_bytes < 5.5 * (1 << 20)
+    random_image = await make_random_image(
+        tmp_path / "random", image_bytes=3 << 20, layers=3, seed=1, layer_types=(LAYER_TAR, *types)
+    )
+    check_layout(random_image)
+    assert [layer.media_type for layer in random_image.layers] == [LAYER_TAR, *types]
+
+
+async def test_without_the_program_zstd_an_image_says_what_to_install(
+    tmp_path: Path, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.RaisesGroup(pytest.RaisesExc(LabError, match="apt-get install zstd"), flatten_subgroups=True):
+        await make_machine_image(
+            tmp_path / "image", image_bytes=1 << 20, layers=1, roots=[machine], layer_types=[LAYER_TAR_ZSTD]
+        )
 
 
 async def test_the_seed_alone_decides_the_random_bytes(tmp_path: Path) -> None:
