@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from p2pdist.core.chunkmap import ChunkMap, from_bytes, lowest, members
 from p2pdist.core.ladder import MISSING_AT_ONCE
-from p2pdist.core.lease import FIRST_AHEAD, NEVER
+from p2pdist.core.lease import DOUBTERS, FIRST_AHEAD, NEVER
+from p2pdist.core.verify import CHECKSUM_BYTES
 from p2pdist.core.wire import (
     Checksums,
     Done,
@@ -38,6 +39,7 @@ from p2pdist.core.wire import (
     unpack_indices,
 )
 from p2pdist.errors import RemoteProtocolError
+from scheduler.checksums import Archive
 from scheduler.handout import Crowd, neighbours
 from scheduler.pace import MEMBER_LEASES, Begun, Pace
 from scheduler.tags import Tags
@@ -169,6 +171,7 @@ class SchedulerState:
         self._fresh: dict[Digest, Swarm] = {}
         """Swarms with checksums to push."""
         self._tags = Tags(tag_ttl_s)
+        self._archive = Archive()
 
     def tune(self, *, degree: int, tag_ttl_s: float) -> None:
         """Take other values for what is handed out and remembered from now on."""
@@ -261,6 +264,9 @@ class SchedulerState:
         self._learn_size(swarm, message.size_bytes)
         if swarm.chunks is not None and swarm.size_bytes == message.size_bytes:
             self._read_have(swarm, peer, message, now)
+        if not swarm.done and len(swarm.members) == DOUBTERS and len(self._holders.get(swarm.blob, _NOBODY)) == 1:
+            swarm.done_bits = 0
+            self._registry(swarm).line_up(swarm)
         out = self._introduce(peer, member, swarm)
         if swarm.done:
             out.append((peer, self._checksums(swarm, swarm.done)))
@@ -309,9 +315,19 @@ class SchedulerState:
         swarm = self.swarms[message.blob] = Swarm(message.blob, message.registry, self._orders, None)
         self._learn_size(swarm, message.size_bytes)
         if message.blob in self._holders:
-            swarm.done_bits = swarm.full
+            self._recall(swarm)
         self._registry(swarm).line_up(swarm)
         return swarm
+
+    def _recall(self, swarm: Swarm) -> None:
+        """Lease nothing of a blob that is held; take its checksums from an earlier swarm."""
+        kept = self._archive.get(swarm.blob)
+        if kept is not None:
+            size_bytes, packed = kept
+            self._learn_size(swarm, size_bytes)
+            if swarm.size_bytes == size_bytes:
+                swarm.done = dict(enumerate(unpack_checksums(packed, len(packed) // CHECKSUM_BYTES)))
+        swarm.done_bits = swarm.full
 
     def _learn_size(self, swarm: Swarm, size_bytes: int) -> None:
         if swarm.chunks is None and size_bytes >= 0:
@@ -367,6 +383,9 @@ class SchedulerState:
             swarm = self.swarms.get(blob)
             if swarm is not None:
                 swarm.done_bits = swarm.full
+                if swarm.chunks is not None and len(swarm.done) == swarm.chunks.count:
+                    packed = b"".join(checksum for _, checksum in sorted(swarm.done.items()))
+                    self._archive.put(blob, swarm.size_bytes, packed)
                 self._leave(peer, member, blob)
 
     def _unstore(self, peer: PeerId, blob: Digest) -> None:

@@ -47,6 +47,9 @@ STEP_IN_S = 3.0
 NEWS_S = 3.0
 """Who has wanted a blob for less may have been unknown to another member when that one began to fetch: by then an
 announcement has come, and what was being fetched has too."""
+DOUBTERS = 3
+"""A swarm of so many reads from the origin, once, what a single peer holds and nobody else can vouch for. It may not be
+passed on before, so that otherwise all would take all of it from that peer."""
 RENEW_S = 5.0
 NEVER = -1
 """The pause of a Failed that says: do not lease this blob to this agent again."""
@@ -256,10 +259,20 @@ class Leasing:
         behind = (here >> index).bit_count() > REACH_PER_MEMBER * len(swarm)
         return max(CATCH_UP_LEASES if len(swarm) > 1 and (last or behind) else 1, LEASES // len(swarm))
 
+    def _doubtful(self, progress: Progress, swarm: frozenset[PeerId]) -> int:
+        """Return the chunks of which this swarm has but the word of a single peer, which has the whole blob."""
+        unsettled = progress.full & ~progress.vouchers.settled_bits
+        if not unsettled or len(swarm) < DOUBTERS:
+            return 0
+        blob, peers = progress.blob, self._state.book.peers.values()
+        wholly = sum(1 for peer in peers if blob not in peer.wants and peer.shared.get(blob) == progress.full)
+        return unsettled if wholly == 1 else 0
+
     def _own_chunk(self, progress: Progress, swarm: frozenset[PeerId], within: int) -> int | None:
         """Return the next chunk in the set `within` that this agent leases to itself, or None."""
         state = self._state
-        free = within & progress.full & ~(progress.have | progress.held | progress.inflight)
+        nowhere = ~(progress.have | progress.held)
+        free = within & progress.full & ~progress.inflight & (nowhere | self._doubtful(progress, swarm))
         if not free:
             return None
         if len(swarm) == 1:

@@ -34,11 +34,14 @@ class Vouchers:
 
     def __init__(self) -> None:
         self.settled: dict[int, Checksum] = {}
+        self.settled_bits = 0
+        """The same chunks, as a set."""
         self._claims: dict[int, dict[PeerId, Checksum]] = {}
 
     def settle(self, index: int, checksum: Checksum) -> None:
         """Take this checksum as right: its source has read the chunk from the origin, or the blob is verified."""
         self.settled[index] = checksum
+        self.settled_bits |= 1 << index
         self._claims.pop(index, None)
 
     def claim(self, index: int, checksum: Checksum, by: PeerId) -> bool:
@@ -61,4 +64,5 @@ class Vouchers:
         """Trust nothing said of these chunks any more: they proved wrong."""
         for index in indices:
             self.settled.pop(index, None)
+            self.settled_bits &= ~(1 << index)
             self._claims.pop(index, None)

@@ -8,7 +8,7 @@ import pytest
 from p2pdist.core import events as ev
 from p2pdist.core import wire
 from p2pdist.core.chunkmap import MAX_BLOB_BYTES
-from p2pdist.core.lease import NEWS_S, SETTLE_S, holder_of
+from p2pdist.core.lease import DOUBTERS, NEWS_S, SETTLE_S, holder_of
 from p2pdist.core.peerbook import BAN_S, MAX_SHARED_BLOBS
 from p2pdist.core.progress import MAX_WHOLE_BYTES
 from p2pdist.core.pull import ERROR_GIVE_UP_S, GIVE_UP_S, MAX_SEEDS, SHARE_S
@@ -216,6 +216,24 @@ def test_the_word_of_a_peer_that_fetches_nothing_settles_no_checksum() -> None:
     script.says(3, share())
     script.says(2, share(range(4), wants=False))
     assert not script.machine.blobs[B].vouchers.settled
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_crowd_reads_from_the_origin_what_a_single_peer_alone_vouches_for(seeds: int) -> None:
+    script = Script()
+    others = range(3, 3 + DOUBTERS - 1)
+    script.connect(*others, 8, 9)
+    for number in (8, 9)[:seeds]:
+        script.says(number, share(range(CHUNKS), wants=False))
+    script.start()
+    for number in others:
+        script.says(number, share())
+    for number in (8, 9)[:seeds]:
+        script.says(number, share(range(CHUNKS), wants=False))
+    fetched = fetches(script.tick(1.0))
+    mine = [index for index in range(CHUNKS) if holder_of(B, index, [ME, *map(peer, others)]) == ME]
+    assert mine
+    assert fetched == (mine[:1] if seeds == 1 else [])
 
 
 def test_the_schedulers_word_settles_a_chunk_that_is_here() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pdist.core.chunkmap import chunk_set, to_bytes
-from p2pdist.core.lease import NEVER
+from p2pdist.core.lease import DOUBTERS, NEVER
 from p2pdist.core.wire import (
     Ask,
     Checksums,
@@ -388,6 +388,27 @@ def test_a_newcomer_gets_all_checksums_so_far() -> None:
     script.says(1, joining())
     script.says(1, done(1), done(0))
     assert (2, pushed(1, 0)) in script.says(2, joining([0]))
+
+
+def test_who_comes_after_the_swarm_has_ended_gets_the_checksums_of_the_whole_blob() -> None:
+    script = Script(1, 2)
+    script.says(1, joining(chunks=2), done(0, chunks=2), done(1, chunks=2), Stored([B]))
+    assert B not in script.state.swarms
+    assert (2, pushed(0, 1, chunks=2)) in script.says(2, joining(chunks=2))
+
+
+def test_what_one_agent_holds_and_nobody_vouches_for_is_leased_once_some_want_it() -> None:
+    script = Script(*range(1, DOUBTERS + 2))
+    script.says(1, Stored([B]))
+    out = [leases(script.says(number, joining())) for number in range(2, DOUBTERS + 2)]
+    assert [len(some) for some in out] == [0] * (DOUBTERS - 1) + [LEASES]
+
+
+def test_what_two_agents_hold_is_not_leased_they_vouch_for_each_other() -> None:
+    script = Script(*range(1, DOUBTERS + 3))
+    script.says(1, Stored([B]))
+    script.says(2, Stored([B]))
+    assert [leases(script.says(number, joining())) for number in range(3, DOUBTERS + 3)] == [[]] * DOUBTERS
 
 
 def test_done_for_a_chunk_that_was_not_leased_counts_where_nobody_else_has_the_lease() -> None:
