@@ -101,8 +101,7 @@ def setup(
     if dry_run:
         click.echo("".join(change.diff() for change in outcome.changes), nl=False)
     else:
-        if not remove or outcome.changes or installer.set_up:
-            installer.carry_out(outcome)
+        installer.carry_out(outcome)
         for change in outcome.changes:
             click.echo(f"{change.kind}  {change.path}")
     _tell(outcome, chosen, removed=remove)

@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
-from p2pdist.errors import P2PDistError
 from p2pdist.setup import hosts_toml, toml_text
-from p2pdist.setup.plan import OURS, Edit, Places, Plan, Route, View, Wanted
+from p2pdist.setup.plan import OURS, Edit, Places, Plan, Route, View, Wanted, child
 
 _UNENFORCED = "BuildKit always goes on to the registry itself: block the registries in the firewall"
 
@@ -23,27 +21,25 @@ def plan(view: View, places: Places, wanted: Wanted) -> Plan:
     config = toml_text.parse(before or "", path)
     text, meant = before or OURS, copy.deepcopy(config)
     address = toml_text.quoted(wanted.address)
-    try:
-        registries = meant.setdefault("registry", {})
-        for name in wanted.registries:
-            mirrors = registries.setdefault(name, {}).setdefault("mirrors", [])
-            if wanted.address not in mirrors:
-                mirrors.insert(0, wanted.address)
-                text = toml_text.prepend_item(text, ("registry", name), "mirrors", address)
-        if wanted.in_the_clear and not registries.setdefault(wanted.address, {}).get("http"):
-            registries[wanted.address]["http"] = True
-            text = toml_text.set_value(text, ("registry", wanted.address), "http", "true")
-    except (AttributeError, TypeError) as error:
-        raise P2PDistError(
-            f"{path}: registry is not a table: mend it first, or leave buildkit out by --runtime"
-        ) from error
+    registries = meant["registry"] = child(meant, "registry", dict, path)
+    for name in wanted.registries:
+        entry = registries[name] = child(registries, name, dict, path)
+        mirrors = entry["mirrors"] = child(entry, "mirrors", list, path)
+        if wanted.address not in mirrors:
+            mirrors.insert(0, wanted.address)
+            text = toml_text.prepend_item(text, ("registry", name), "mirrors", address)
+    own = child(registries, wanted.address, dict, path)
+    if wanted.in_the_clear and not own.get("http"):
+        registries[wanted.address] = {**own, "http": True}
+        text = toml_text.set_value(text, ("registry", wanted.address), "http", "true")
     edit = Edit(path, toml_text.expect(text, meant, path), places.systemctl("restart", "buildkit"))
     return Plan((edit,), unenforced=_UNENFORCED if wanted.enforce else "")
 
 
 def route(view: View, places: Places, registry: str) -> Route:
     path = f"{places.config('buildkit')}/buildkitd.toml"
-    registries: dict[str, Any] = toml_text.parse(view.read(path) or "", path).get("registry", {})
-    mirrors = registries.get(registry, {}).get("mirrors", [])
-    urls = [f"{'http' if registries.get(address, {}).get('http') else 'https'}://{address}" for address in mirrors]
+    registries = child(toml_text.parse(view.read(path) or "", path), "registry", dict, path)
+    mirrors = [str(address) for address in child(child(registries, registry, dict, path), "mirrors", list, path)]
+    clear = [address for address in mirrors if child(registries, address, dict, path).get("http")]
+    urls = [f"{'http' if address in clear else 'https'}://{address}" for address in mirrors]
     return Route((*urls, hosts_toml.origin_url(registry)), where=path)

@@ -17,7 +17,7 @@ from typing import Any
 
 from p2pdist.errors import P2PDistError
 from p2pdist.setup import hosts_toml, toml_text
-from p2pdist.setup.plan import OURS, Edit, Places, Plan, Route, View, Wanted
+from p2pdist.setup.plan import OURS, Edit, Places, Plan, Route, View, Wanted, child
 
 _SECTIONS = {
     1: ("plugins", "cri", "registry"),
@@ -37,7 +37,7 @@ def plan(view: View, places: Places, wanted: Wanted) -> Plan:
     effective = _config_path(view, main)
     directory = _certs_directory(places, effective)
     edits = hosts_toml.edits(view, directory, wanted)
-    if _runs_cri(main.values, places) and not effective:
+    if _runs_cri(main, places) and not effective:
         edits += (_config_edit(view, main, directory, places.systemctl("restart", "containerd")),)
     return Plan(edits, notes=_notes(effective))
 
@@ -45,7 +45,7 @@ def plan(view: View, places: Places, wanted: Wanted) -> Plan:
 def route(view: View, places: Places, registry: str) -> Route:
     main = _read(view, f"{places.config('containerd')}/config.toml")
     effective = _config_path(view, main)
-    if _runs_cri(main.values, places) and not effective:
+    if _runs_cri(main, places) and not effective:
         return Route((hosts_toml.origin_url(registry),), where=f"config_path is not set in {main.path}")
     return hosts_toml.route(view, _certs_directory(places, effective), registry)
 
@@ -65,10 +65,10 @@ class _File:
 
     def table(self, depth: int) -> dict[str, Any]:
         """Return the first `depth` parts of where registries are set, an empty table where they are not."""
-        at: Any = self.values
+        at = self.values
         for part in _SECTIONS[self.version][:depth]:
-            at = at.get(part, {}) if isinstance(at, dict) else {}
-        return at if isinstance(at, dict) else {}
+            at = child(at, part, dict, self.path)
+        return at
 
 
 def _read(view: View, path: str) -> _File:
@@ -79,11 +79,11 @@ def _read(view: View, path: str) -> _File:
     return _File(path, text, values)
 
 
-def _runs_cri(config: dict[str, Any], places: Places) -> bool:
+def _runs_cri(main: _File, places: Places) -> bool:
     """Whether Kubernetes may pull through it: else only the directory matters, which the clients name themselves."""
-    if places.home and not config:
+    if places.home and not main.values:
         return False
-    return not any("cri" in str(name).split(".") for name in config.get("disabled_plugins", []))
+    return not any("cri" in str(name).split(".") for name in child(main.values, "disabled_plugins", list, main.path))
 
 
 def _certs_directory(places: Places, effective: str) -> str:
@@ -110,8 +110,8 @@ def _holders(view: View, main: _File) -> list[_File]:
     One level of imports, as that is what people use.
     """
     files = [main]
-    for pattern in main.values.get("imports", []):
-        at = PurePosixPath(main.path).parent / pattern
+    for pattern in child(main.values, "imports", list, main.path):
+        at = PurePosixPath(main.path).parent / str(pattern)
         paths = (f"{at.parent}/{name}" for name in view.names(str(at.parent)) if fnmatchcase(name, at.name))
         files += [_read(view, path) for path in paths if path != main.path]
     return [main, *(file for file in files[1:] if file.table(2))]
@@ -145,8 +145,8 @@ def _config_edit(view: View, main: _File, directory: str, restart: str) -> Edit:
 
 
 def _drop_in_directory(main: _File) -> str:
-    for pattern in main.values.get("imports", []):
-        at = PurePosixPath(main.path).parent / pattern
+    for pattern in child(main.values, "imports", list, main.path):
+        at = PurePosixPath(main.path).parent / str(pattern)
         if fnmatchcase(_DROP_IN, at.name):
             return str(at.parent)
     return ""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from p2pdist.errors import P2PDistError
 from p2pdist.setup import toml_text
-from p2pdist.setup.plan import OURS, Edit, Places, Plan, Route, View, Wanted
+from p2pdist.setup.plan import OURS, Edit, Places, Plan, Route, View, Wanted, child, tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,13 +92,13 @@ def _entries(view: View, places: Places, *, besides: str = "") -> dict[str, dict
         if path == besides:
             continue
         document = toml_text.parse(view.read(path) or "", path)
-        registries = document.get("registries")
-        if isinstance(registries, dict) and any(key in registries for key in _VERSION_1):
+        if any(key in child(document, "registries", dict, path) for key in _VERSION_1):
             raise P2PDistError(
                 f"{path} has the old form [registries.search], beside which no drop-in is read:"
                 f" write it as [[registry]] tables first, or leave podman out by --runtime"
             )
-        for entry in document.get("registry", []):
+        for entry in tables(document, "registry", path):
+            tables(entry, "mirror", path)
             entries[str(entry.get("prefix") or entry.get("location", ""))] = entry
     return entries
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from p2pdist.errors import P2PDistError
 from p2pdist.setup import hosts_toml, json_text
-from p2pdist.setup.plan import Edit, Places, Plan, Route, View, Wanted
+from p2pdist.setup.plan import Edit, Places, Plan, Route, View, Wanted, child
 
 _KEY = "registry-mirrors"
 _UNENFORCED = (
@@ -30,7 +30,7 @@ def plan(view: View, places: Places, wanted: Wanted) -> Plan:
     config = _parsed(text, path)
     restart = places.systemctl("reload", "docker")
     edits = hosts_toml.edits(view, f"{places.config('docker')}/certs.d", wanted)
-    if "docker.io" in wanted.registries and wanted.mirror not in _mirrors(config):
+    if "docker.io" in wanted.registries and wanted.mirror not in _mirrors(config, path):
         edits += (Edit(path, _with_mirror(text, config, wanted.mirror, path), restart),)
     store = _containerd_store(config)
     notes = (
@@ -48,7 +48,7 @@ def route(view: View, places: Places, registry: str) -> Route:
         found = hosts_toml.route(view, f"{places.config('docker')}/certs.d", registry)
         if len(found.hosts) > 1 or registry != "docker.io":
             return found
-    mirrors = _mirrors(config) if registry == "docker.io" else []
+    mirrors = _mirrors(config, path) if registry == "docker.io" else []
     return Route((*mirrors, hosts_toml.origin_url(registry)), where=path)
 
 
@@ -56,8 +56,8 @@ def _parsed(text: str | None, path: str) -> dict[str, Any]:
     return json_text.parse_object(text, path) if text is not None and text.strip() else {}
 
 
-def _mirrors(config: dict[str, Any]) -> list[str]:
-    return [str(url).rstrip("/") for url in config.get(_KEY, [])]
+def _mirrors(config: dict[str, Any], path: str) -> list[str]:
+    return [str(url).rstrip("/") for url in child(config, _KEY, list, path)]
 
 
 def _containerd_store(config: dict[str, Any]) -> bool:
@@ -68,8 +68,6 @@ def _containerd_store(config: dict[str, Any]) -> bool:
 def _with_mirror(text: str | None, config: dict[str, Any], mirror: str, path: str) -> str:
     if text is None or not text.strip():
         return f'{{\n  "{_KEY}": ["{mirror}"]\n}}\n'
-    if not isinstance(config.get(_KEY, []), list):
-        raise P2PDistError(f"{path}: {_KEY} is not a list: mend it first, or leave docker out by --runtime")
     edited = json_text.prepend_item(text, _KEY, mirror)
     if json_text.parse_object(edited, path) != {**config, _KEY: [mirror, *config.get(_KEY, [])]}:
         raise P2PDistError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from p2pdist.setup import toml_text
-from p2pdist.setup.plan import OURS, Edit, Route
+from p2pdist.setup.plan import OURS, Edit, Route, child
 
 if TYPE_CHECKING:
     from p2pdist.setup.plan import View, Wanted
@@ -35,8 +35,8 @@ def route(view: View, directory: str, registry: str) -> Route:
         if view.is_directory(f"{directory}/{name}"):
             path = f"{directory}/{name}/hosts.toml"
             document = toml_text.parse(view.read(path) or "", path)
-            hosts = [url for url, entry in document.get("host", {}).items() if _pulls(entry)]
-            server = document.get("server") or origin_url(registry)
+            hosts = [url for url, entry in _hosts(document, path).items() if _pulls(entry, path)]
+            server = str(document.get("server") or origin_url(registry))
             return Route(tuple(map(_base, [*hosts, server])), where=path)
     return Route((origin_url(registry),), where=f"no directory for it, nor {DEFAULT}, in {directory}")
 
@@ -52,24 +52,24 @@ def _edit(view: View, directory: str, wanted: Wanted) -> Edit:
     document = toml_text.parse(text or "", path)
     if wanted.enforce:
         return Edit(path, OURS + f"server = {toml_text.quoted(wanted.mirror)}\n\n{_host(wanted, 'pull', 'resolve')}")
-    if _asked_first(document, wanted.mirror):
+    hosts = _hosts(document, path)
+    if hosts and _base(next(iter(hosts))) == wanted.mirror and _pulls(next(iter(hosts.values())), path):
+        # It is there already, by somebody's hand.
         return Edit(path, text or "")
     if text is None or not text.strip():
         return Edit(path, f"{text or ''}{OURS}{_trust(view, directory)}\n{_host(wanted, 'pull')}")
-    before = {url: entry for url, entry in document.get("host", {}).items() if _base(url) != wanted.mirror}
-    meant = {**document, "host": {wanted.mirror: {"capabilities": ["pull"]}, **before}}
+    meant = {**document, "host": {wanted.mirror: {"capabilities": ["pull"]}, **hosts}}
     return Edit(path, toml_text.expect(toml_text.insert_before(text, "host", _host(wanted, "pull")), meant, path))
 
 
-def _asked_first(document: dict[str, Any], mirror: str) -> bool:
-    """Whether the mirror is there already, by somebody's hand."""
-    for url, entry in document.get("host", {}).items():
-        return _base(url) == mirror and _pulls(entry)
-    return False
+def _hosts(document: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
+    hosts = child(document, "host", dict, path)
+    return {url: child(hosts, url, dict, path) for url in hosts}
 
 
-def _pulls(entry: Any) -> bool:  # noqa: ANN401 - of a parsed document
-    return "pull" in entry.get("capabilities", ["pull"])
+def _pulls(entry: dict[str, Any], path: str) -> bool:
+    """Whether content is asked of a host; without a list it is good for everything."""
+    return "pull" in (child(entry, "capabilities", list, path) or ["pull"])
 
 
 def _host(wanted: Wanted, *capabilities: str) -> str:

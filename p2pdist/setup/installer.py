@@ -102,6 +102,8 @@ class Installer:
 
     def carry_out(self, outcome: Outcome) -> None:
         """Do it. A run that is cut short can be repeated, or taken back by `remove`."""
+        if not outcome.changes and outcome.record == self._record:
+            return
         with self._locked():
             self._underway(outcome).save(self._tree, self._places.state)
             for change in outcome.changes:
@@ -150,7 +152,7 @@ class Installer:
                 changes.append(Change(path, current, target, restarts[path]))
         written = [change.path for change in changes if change.target is not None]
         made = dict.fromkeys(self._record.directories)
-        for path in [self._places.state, *written]:
+        for path in [*([self._places.state] if entries else []), *written]:
             made |= dict.fromkeys(self._tree.missing_directories(path))
         return Outcome(tuple(changes), Record(entries, list(made)), notes, unenforced)
 

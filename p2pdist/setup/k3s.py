@@ -58,6 +58,11 @@ def _expect_known(lines: list[str], path: str, wanted: Wanted) -> None:
             raise _refusal(path, wanted.mirror)
         if line.startswith("mirrors:") and line.partition(":")[2].partition("#")[0].strip():
             raise _refusal(path, wanted.mirror)
+    names, start = _names(lines)
+    below = [line for line in ([] if start is None else _below(lines, start)) if _is_code(line)]
+    # Each line of the first one's depth has to be a registry, each registry once.
+    if len(names) != sum(_margin(line) == _margin(below[0]) for line in below):
+        raise _refusal(path, wanted.mirror)
 
 
 def _is_rewritten(lines: list[str], name: str) -> bool:
@@ -76,7 +81,7 @@ def _with_mirror(lines: list[str], name: str, mirror: str, path: str) -> list[st
     names, start = _names(lines)
     if start is None:
         return _with_mirror([*lines, "mirrors:"], name, mirror, path)
-    indent = next((len(line) - len(line.lstrip()) for line in _below(lines, start) if line.strip()), 2)
+    indent = next((_margin(line) for line in _below(lines, start) if _is_code(line)), 2)
     if name not in names:
         margin = " " * indent
         entry = [f'{margin}"{name}":', f"{margin}  endpoint:", f'{margin}    - "{mirror}"']
@@ -109,10 +114,17 @@ def _names(lines: list[str]) -> tuple[dict[str, int], int | None]:
 
 def _below(lines: list[str], at: int) -> list[str]:
     """Return the lines that belong to the key at this line."""
-    margin = len(lines[at]) - len(lines[at].lstrip())
     below = []
     for line in lines[at + 1 :]:
-        if line.strip() and not line.lstrip().startswith("#") and len(line) - len(line.lstrip()) <= margin:
+        if _is_code(line) and _margin(line) <= _margin(lines[at]):
             break
         below.append(line)
     return below
+
+
+def _margin(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _is_code(line: str) -> bool:
+    return bool(line.strip()) and not line.lstrip().startswith("#")

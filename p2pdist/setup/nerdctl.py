@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from p2pdist.setup import hosts_toml, toml_text
-from p2pdist.setup.plan import Places, Plan, Route, View, Wanted
+from p2pdist.setup.plan import Places, Plan, Route, View, Wanted, child
 
 
 def found(view: View, places: Places) -> bool:
@@ -21,5 +21,5 @@ def route(view: View, places: Places, registry: str) -> Route:
 
 def _directory(view: View, places: Places) -> str:
     path = f"{places.config('nerdctl')}/nerdctl.toml"
-    named = toml_text.parse(view.read(path) or "", path).get("hosts_dir", [])
-    return str(named[0]).rstrip("/") if isinstance(named, list) and named else f"{places.config('containerd')}/certs.d"
+    named = child(toml_text.parse(view.read(path) or "", path), "hosts_dir", list, path)
+    return str(named[0]).rstrip("/") if named else f"{places.config('containerd')}/certs.d"

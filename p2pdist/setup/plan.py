@@ -7,7 +7,7 @@ Each runtime's module offers `found`, `plan` and `route` (see `Runtime`), which 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from p2pdist.errors import P2PDistError
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from p2pdist.setup.tree import Tree
+
+T = TypeVar("T", dict[str, Any], list[Any])
 
 OURS = "# Written by `p2pdist setup`; `p2pdist setup --remove` takes it away again.\n"
 
@@ -103,6 +105,27 @@ class View:
         """Return whether one of these programs is installed."""
         folders = ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/bin", "/sbin", "/opt/bin")
         return any(self.tree.exists(f"{folder}/{name}") for folder in folders for name in names)
+
+
+def child(document: dict[str, Any], key: str, kind: type[T], where: str) -> T:
+    """Return a table or list of a parsed file, an empty one where it is not there.
+
+    Raises:
+        P2PDistError: something else stands there.
+    """
+    value = document.get(key, kind())
+    if not isinstance(value, kind):
+        noun = "a table" if kind is dict else "a list"
+        raise P2PDistError(f"{where}: {key} is not {noun}: mend it first, or leave it out by --runtime")
+    return value
+
+
+def tables(document: dict[str, Any], key: str, where: str) -> list[dict[str, Any]]:
+    """Return a list of tables, such as [[registry]]. Raises P2PDistError where it is something else."""
+    found = child(document, key, list, where)
+    if not all(isinstance(item, dict) for item in found):
+        raise P2PDistError(f"{where}: {key} is not a list of tables: mend it first, or leave it out by --runtime")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
