@@ -22,6 +22,8 @@ def scheduler(load: Callable[[], SchedulerConfig]) -> None:
     SIGHUP reads the settings again.
     """
     config = load()
+    import faulthandler
+
     import trio
 
     from p2pdist import logs
@@ -30,5 +32,7 @@ def scheduler(load: Callable[[], SchedulerConfig]) -> None:
     async def serve() -> None:
         await SchedulerServer(config, load).run()
 
+    # What a watchdog's SIGABRT says of a loop that is stuck.
+    faulthandler.enable()
     logs.configure(config.log_level, config.log_format)
     trio.run(serve)

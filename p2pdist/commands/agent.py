@@ -22,10 +22,14 @@ def agent(load: Callable[[], AgentConfig]) -> None:
     SIGTERM and Ctrl-C let running responses end, for at most `shutdown_grace_s`. SIGHUP reads the settings again.
     """
     config = load()
+    import faulthandler
+
     import trio
 
     from p2pdist import logs
     from p2pdist.agent import run
 
+    # What a watchdog's SIGABRT says of a loop that is stuck.
+    faulthandler.enable()
     logs.configure(config.log_level, config.log_format)
     trio.run(run, config, load)
