@@ -15,6 +15,7 @@ from bench.lab.images import LAYER_TAR_GZIP, LAYER_TAR_ZSTD, make_machine_image,
 from tests.real.cluster import open_cluster
 from tests.real.containerd import Cri, Cri2, Ctr
 from tests.real.runtimes import Buildah, Podman, Runtime, Skopeo
+from tests.real.wheel import install
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from bench.lab.images import Image
     from tests.real.cluster import Cluster
+    from tests.real.wheel import Installed
 
 MIB = 1 << 20
 KINDS = (Skopeo, Podman, Buildah, Ctr, Cri, Cri2)
@@ -63,6 +65,12 @@ def kind(request: pytest.FixtureRequest, require: Callable[[str, str], str]) -> 
     chosen: type[Runtime] = request.param
     chosen.require(require)
     return chosen
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The wheel of this tree in an environment of its own."""
+    return install(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
