@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-# make venv | check (lint imports types) | test | test-fast | test-real | demo | bench | clean
+# make venv | check (lint imports types) | test | test-fast | test-real | demo | bench | manifests | clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
 PYTEST := $(BIN)/pytest
 
-.PHONY: venv check lint imports types test test-fast test-real demo bench clean
+.PHONY: venv check lint imports types test test-fast test-real demo bench manifests clean
 
 venv: $(STAMP)
 
@@ -60,6 +60,10 @@ else
 	$(BIN)/p2pdist bench scheduler
 	$(BIN)/p2pdist bench node --runs 1
 endif
+
+# deploy/kubernetes from the chart; a test compares them.
+manifests:
+	$${HELM:-helm} template p2pdist deploy/helm/p2pdist --namespace p2pdist --kube-version 1.25.0 >deploy/kubernetes/p2pdist.yaml
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

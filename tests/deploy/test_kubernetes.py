@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chart and the plain manifests: they render, Kubernetes would take them, and the agent takes what they set."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from jsonschema import Draft202012Validator
+
+from p2pdist import cli
+from p2pdist.config import Address, AgentConfig, load
+from scheduler.config import SchedulerConfig
+from tests.deploy.conftest import ROOT, schema_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+CHART = ROOT / "deploy/helm/p2pdist"
+PLAIN = ROOT / "deploy/kubernetes"
+OLDEST, NEWEST = "1.25.0", "1.37.0"
+RENDER = ("template", "p2pdist", str(CHART), "--namespace", "p2pdist", "--kube-version", OLDEST)
+
+EVERYTHING = (
+    *(
+        "--set",
+        "agent.hostNetwork=false",
+        "--set",
+        "setup.enabled=true",
+        "--set",
+        "setup.registries={docker.io,quay.io}",
+    ),
+    *("--set", "metrics.enabled=true", "--set", "metrics.serviceMonitor.enabled=true"),
+    *("--set", "agent.credentials.secretName=pull", "--set", "image.pullSecrets[0].name=pull"),
+    *("--set-file", f"agent.config={ROOT}/deploy/agent.toml", "--set", "scheduler.config=degree = 10"),
+    *("--set", "networkPolicy.nodeCIDRs={10.0.0.0/8,fd00::/8}", "--set", "agent.podAnnotations.a=b"),
+    *("--set", "networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.name=monitoring"),
+)
+CASES = {
+    "as it comes": (),
+    "everything": EVERYTHING,
+    "agents alone": ("--set", "scheduler.enabled=false", "--set", "agent.mdns=true"),
+    "metrics on the nodes": ("--set", "metrics.enabled=true", "--set", "networkPolicy.enabled=false"),
+}
+cases = pytest.mark.parametrize("values", CASES.values(), ids=CASES.keys())
+
+
+@cache
+def rendered(helm: str, values: Sequence[str] = ()) -> str:
+    done = subprocess.run([helm, *RENDER, *values], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def objects(text: str) -> dict[str, Any]:
+    """Return the manifests by kind and name."""
+    found = [document for document in yaml.safe_load_all(text) if document]
+    return {f"{document['kind']}/{document['metadata']['name']}": document for document in found}
+
+
+def containers(workload: Any) -> dict[str, Any]:  # noqa: ANN401
+    spec = workload["spec"]["template"]["spec"]
+    return {container["name"]: container for container in [*spec.get("initContainers", []), *spec["containers"]]}
+
+
+def environment(container: Any, node_address: str) -> dict[str, str]:  # noqa: ANN401
+    return {entry["name"]: entry.get("value", node_address) for entry in container["env"]}
+
+
+def settings(manifests: dict[str, Any], workload: str, directory: Path) -> Any:  # noqa: ANN401
+    """Return the settings with which a workload's program would start."""
+    kind = workload.rpartition("-")[2]
+    file = directory / f"{kind}.toml"
+    file.write_text(manifests["ConfigMap/p2pdist"]["data"][file.name])
+    environ = environment(containers(manifests[workload])[kind], "192.0.2.7")
+    return load(AgentConfig if kind == "agent" else SchedulerConfig, file=file, environ=environ, flags={})
+
+
+# ------------------------------------------------------------------- rendering
+
+
+def test_helm_finds_nothing_wrong_with_the_chart(helm: str) -> None:
+    done = subprocess.run([helm, "lint", "--strict", str(CHART)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@cases
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_kubeconform_takes_each_rendering(
+    helm: str, kubeconform: str, tmp_path: Path, values: Sequence[str], version: str
+) -> None:
+    text = rendered(helm, values)
+    for document in objects(text).values():
+        if document["kind"] != "ServiceMonitor":
+            schema = schema_of(version, document["apiVersion"], document["kind"])
+            (tmp_path / f"{document['kind'].lower()}.json").write_text(json.dumps(schema))
+    command = [kubeconform, "-strict", "-summary", "-output", "json", "-skip", "ServiceMonitor"]
+    location = str(tmp_path / "{{ .ResourceKind }}.json")
+    done = subprocess.run([*command, "-schema-location", location, "-"], input=text, capture_output=True, text=True)
+    summary = json.loads(done.stdout)
+    assert done.returncode == 0, summary
+    assert summary["summary"]["valid"] >= 3
+    assert (summary["summary"]["invalid"], summary["summary"]["errors"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        (("--set", "agent.hostNetwrk=false"), "hostNetwrk"),
+        (("--set", "agent.ports.mirror=70000"), "/agent/ports/mirror"),
+        (("--set", "setup.mode=force"), "mode"),
+        (("--set", "scheduler.enabled=false"), "set scheduler.enabled or agent.mdns"),
+        (("--set", "agent.mdns=true", "--set", "agent.hostNetwork=false"), "set agent.hostNetwork"),
+        (("--set", "metrics.serviceMonitor.enabled=true"), "needs metrics.enabled"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(helm: str, values: Sequence[str], complaint: str) -> None:
+    done = subprocess.run([helm, *RENDER, *values], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert complaint in done.stderr
+
+
+# ------------------------------------------------------------ the plain manifests
+
+
+def test_the_plain_manifests_are_what_the_chart_renders(helm: str) -> None:
+    assert (PLAIN / "p2pdist.yaml").read_text() == rendered(helm), "run `make manifests`"
+
+
+def plain() -> dict[str, Any]:
+    return objects((PLAIN / "p2pdist.yaml").read_text())
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+@pytest.mark.parametrize("file", sorted(PLAIN.glob("[np]*.yaml")), ids=lambda file: file.stem)
+def test_kubernetes_would_take_the_plain_manifests(file: Path, version: str) -> None:
+    for name, document in objects(file.read_text()).items():
+        schema = schema_of(version, document["apiVersion"], document["kind"])
+        errors = [error.message for error in Draft202012Validator(schema).iter_errors(document)]
+        assert not errors, name
+
+
+def test_a_mistake_in_a_manifest_would_show() -> None:
+    document = plain()["DaemonSet/p2pdist-agent"]
+    document["spec"]["template"]["spec"]["containers"][0]["livenesProbe"] = {}
+    schema = schema_of(NEWEST, document["apiVersion"], document["kind"])
+    assert list(Draft202012Validator(schema).iter_errors(document))
+
+
+def test_kustomize_names_every_plain_manifest() -> None:
+    listed = yaml.safe_load((PLAIN / "kustomization.yaml").read_text())["resources"]
+    assert sorted(listed) == sorted(file.name for file in PLAIN.glob("*.yaml") if file.stem != "kustomization")
+
+
+# ---------------------------------------------------------- what the programs see
+
+
+def test_on_the_nodes_network_only_the_node_reaches_the_mirror(tmp_path: Path) -> None:
+    config = settings(plain(), "DaemonSet/p2pdist-agent", tmp_path)
+    assert config.mirror_listen == Address("127.0.0.1", 5050)
+    assert config.admin_listen == Address("127.0.0.1", 5052)
+    assert config.peer_listen == Address("0.0.0.0", 5051)
+    assert config.advertise == "192.0.2.7"
+    assert config.scheduler == (Address("p2pdist-scheduler.p2pdist.svc", 5060),)
+    assert not config.mdns
+
+
+@cases
+def test_agent_and_scheduler_take_what_the_chart_sets(helm: str, tmp_path: Path, values: Sequence[str]) -> None:
+    manifests = objects(rendered(helm, values))
+    agent = settings(manifests, "DaemonSet/p2pdist-agent", tmp_path)
+    (container,) = manifests["DaemonSet/p2pdist-agent"]["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    listens = (agent.mirror_listen.port, agent.peer_listen.port, agent.admin_listen.port)
+    assert listens == (ports["mirror"], ports["peers"], ports["admin"])
+    assert agent.mdns == (not agent.scheduler)
+    if "Deployment/p2pdist-scheduler" in manifests:
+        scheduler = settings(manifests, "Deployment/p2pdist-scheduler", tmp_path)
+        service = manifests["Service/p2pdist-scheduler"]["spec"]["ports"]
+        assert (agent.scheduler[0].port, scheduler.listen.port) == (service[0]["port"], service[0]["port"])
+        assert scheduler.api_listen == Address("0.0.0.0", service[1]["port"])
+
+
+@cases
+def test_a_probe_asks_where_the_admin_port_answers(helm: str, tmp_path: Path, values: Sequence[str]) -> None:
+    manifests = objects(rendered(helm, values))
+    agent = settings(manifests, "DaemonSet/p2pdist-agent", tmp_path)
+    container = containers(manifests["DaemonSet/p2pdist-agent"])["agent"]
+    hosts = {container[f"{probe}Probe"]["httpGet"].get("host") for probe in ("startup", "liveness", "readiness")}
+    assert hosts == {"127.0.0.1" if agent.admin_listen.host == "127.0.0.1" else None}
+
+
+@cases
+def test_only_what_has_to_is_root(helm: str, values: Sequence[str]) -> None:
+    manifests = objects(rendered(helm, values))
+    for name in ("DaemonSet/p2pdist-agent", "Deployment/p2pdist-scheduler"):
+        if name not in manifests:
+            continue
+        pod = manifests[name]["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        for container in containers(manifests[name]).values():
+            context = container["securityContext"]
+            root = context.get("runAsUser") == 0
+            assert root == (container["name"] in ("own-data-dir", "setup"))
+            assert context["capabilities"]["drop"] == ["ALL"]
+            assert context["readOnlyRootFilesystem"]
+            assert not context["allowPrivilegeEscalation"]
+
+
+def test_setup_finds_the_nodes_containerd(helm: str, tmp_path: Path) -> None:
+    manifests = objects(rendered(helm, EVERYTHING))
+    setup = containers(manifests["DaemonSet/p2pdist-agent"])["setup"]
+    host = tmp_path / "host"
+    (host / "etc/containerd").mkdir(parents=True)
+    (host / "etc/containerd/config.toml").write_text("version = 2\n")
+    mounted = {mount["mountPath"]: mount["name"] for mount in setup["volumeMounts"]}
+    assert mounted["/host/etc"] == "host-etc"
+    config = tmp_path / "agent.toml"
+    config.write_text(manifests["ConfigMap/p2pdist"]["data"]["agent.toml"])
+    arguments = [argument.replace("=/host", f"={host}") for argument in setup["args"]]
+    result = CliRunner().invoke(cli.main, arguments, env={"P2PDIST_CONFIG": str(config)})
+    assert result.exit_code == 0, result.output
+    assert "http://127.0.0.1:5050" in (host / "etc/containerd/certs.d/docker.io/hosts.toml").read_text()
+    written = {str(path.relative_to(host)) for path in host.rglob("*") if path.is_file()}
+    assert not [name for name in written if not name.startswith(("etc/", "var/lib/p2pdist/"))]
