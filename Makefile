@@ -56,7 +56,8 @@ else
 	$(call rollout,W4-small) --runs $(RUNS) --workload W4-small --system p2pdist --system direct --system proxy
 	$(call rollout,W2-W3) --workload W2 --workload W3
 	$(call rollout,W4-W7) --workload W4-upgrade --workload W4-layers --workload W7
-	$(BIN)/p2pdist bench simulate
+	$(BIN)/p2pdist bench simulate --like-lab --runs $(RUNS)
+	$(BIN)/p2pdist bench simulate --nodes 300 --image-mib 128
 	$(BIN)/p2pdist bench scheduler
 	$(BIN)/p2pdist bench node --runs 1
 endif

@@ -3,7 +3,10 @@
 
 Pure. Simulated: a regular graph of degree 20 costs 1.07 times the bound, an irregular one 1.22 and
 more origin egress (LIMITS, section 3). Each newcomer is given half the degree and dials them, so
-that the degrees even out around `degree` as later ones arrive.
+that the degrees even out around `degree` as later ones arrive. The newcomer is not given those with
+the fewest neighbours: these are the ones that came just before it, and the swarm would be a band in
+the order of arrival, which news crosses step by step. Of two at random the one with fewer evens
+the degrees out as well and keeps the graph's diameter at that of a random one.
 """
 
 from __future__ import annotations
@@ -80,16 +83,22 @@ def neighbours(
         degrees: how many neighbours each candidate has.
         places: site and rack of the candidates and the newcomer.
     """
-    shuffled = rng.sample(candidates, len(candidates))
-    shuffled.sort(key=lambda peer: degrees[peer])
+    ordered = _better_of_two(rng.sample(candidates, len(candidates)), degrees)
     site, rack = places[newcomer]
-    local = [peer for peer in shuffled if places[peer][0] == site]
-    remote = [peer for peer in shuffled if places[peer][0] != site]
+    local = [peer for peer in ordered if places[peer][0] == site]
+    remote = [peer for peer in ordered if places[peer][0] != site]
     if rack:
         mates = [peer for peer in local if places[peer][1] == rack]
         others = [peer for peer in local if places[peer][1] != rack]
         local = _mixed(mates, others, round(LOCAL_SHARE * wanted) if remote else wanted)
     return _mixed(local, remote, wanted)[:wanted]
+
+
+def _better_of_two(shuffled: list[PeerId], degrees: Mapping[PeerId, int]) -> list[PeerId]:
+    """Return first those that have no more neighbours than the one that they were paired with, then the others."""
+    pairs = [sorted(pair, key=degrees.__getitem__) for pair in zip(shuffled[::2], shuffled[1::2], strict=False)]
+    odd = shuffled[len(shuffled) & ~1 :]
+    return [fewer for fewer, _ in pairs] + odd + [more for _, more in pairs]
 
 
 def _mixed(near: list[PeerId], far: list[PeerId], wanted: int) -> list[PeerId]:

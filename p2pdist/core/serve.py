@@ -59,19 +59,20 @@ class Giving:
 
     def _choose(self) -> Peer | None:
         """Return whom to grant to next, of those that said Room lately if there are such."""
-        peers, now = self._state.book.peers.values(), self._state.now
-        hungry = [peer for peer in peers if peer.hungry_until > now]
-        rng = self._state.rng
-        return (choose(hungry, self._lacks, rng) if hungry else None) or choose(list(peers), self._lacks, rng)
+        state = self._state
+        now, gains, rng = state.now, state.gains, state.rng
+        # Most have declined lately: to see that here spares a call for each, several times a chunk.
+        pool = [
+            peer
+            for peer in state.book.peers.values()
+            if len(peer.uploads) < PER_PEER and not (peer.passed_until > now and (peer.full or peer.idle_at == gains))
+        ]
+        hungry = [peer for peer in pool if peer.hungry_until > now]
+        return (choose(hungry, self._lacks, rng) if hungry else None) or choose(pool, self._lacks, rng)
 
     def _lacks(self, peer: Peer) -> int:
-        """Return how many chunks we could give this peer; 0 where it cannot be granted to now."""
-        state, uploads = self._state, peer.uploads
-        if len(uploads) >= PER_PEER:
-            return 0
-        if peer.passed_until > state.now and (peer.full or peer.idle_at == state.gains):
-            return 0
-        total, blobs, shared, racks = 0, state.blobs, peer.shared, self._racks
+        """Return how many chunks we could give this peer."""
+        uploads, total, blobs, shared, racks = peer.uploads, 0, self._state.blobs, peer.shared, self._racks
         for blob in peer.wants:
             progress = blobs.get(blob)
             if progress is not None and progress.shared:

@@ -62,11 +62,12 @@ def test_where_there_are_fewer_than_wanted_all_are_chosen() -> None:
     assert chosen(sites, 0) == []
 
 
-def test_those_with_few_neighbours_come_first() -> None:
+def test_of_two_the_one_with_few_neighbours_comes_first_and_all_may_come() -> None:
     sites = dict.fromkeys(map(peer, range(9)), "")
-    few = {peer(number): 5 for number in range(1, 9)} | {peer(3): 1, peer(7): 2}
-    assert chosen(sites, 3, few)[:2] == [peer(3), peer(7)]
-    assert len({chosen(sites, 3, few, seed)[2] for seed in range(50)}) == 6
+    few = dict.fromkeys(map(peer, range(1, 9)), 5) | {peer(3): 1}
+    picks = [chosen(sites, 4, few, seed) for seed in range(50)]
+    assert all(peer(3) in picked for picked in picks)
+    assert {other for picked in picks for other in picked} == set(few)
 
 
 def test_most_come_from_the_newcomers_site_but_some_from_others() -> None:
@@ -102,16 +103,30 @@ def test_a_rack_is_most_of_the_neighbours_where_there_is_one_site_and_all_where_
     assert Counter(small[other] for other in chosen(sites, 10, racks=small)) == {"r0": 2, "r1": 8}
 
 
-def test_a_graph_grown_one_by_one_is_nearly_regular() -> None:
-    rng, degree = Random(5), 20
-    degrees: dict[str, int] = {}
-    for number in range(400):
-        newcomer, others = peer(number), [peer(other) for other in range(number)]
+def grown(count: int, degree: int) -> dict[str, set[str]]:
+    """The neighbours of each, after so many arrived one by one and dialled half the degree."""
+    rng, graph = Random(5), dict[str, set[str]]()
+    for number in range(count):
+        newcomer, others = peer(number), list(graph)
         places = dict.fromkeys([*others, newcomer], ("", ""))
+        degrees = {other: len(graph[other]) for other in others}
         picked = neighbours(newcomer, others, degrees, places, degree // 2, rng)  # type: ignore[arg-type]
-        degrees[newcomer] = len(picked)
+        graph[newcomer] = set(picked)
         for other in picked:
-            degrees[other] += 1
-    grown = [degrees[peer(number)] for number in range(300)]
-    assert sum(grown) / len(grown) > 0.95 * degree
-    assert max(degrees.values()) <= 1.5 * degree
+            graph[other].add(newcomer)
+    return graph
+
+
+def test_a_graph_grown_one_by_one_is_nearly_regular() -> None:
+    degree = 20
+    degrees = [len(known) for known in grown(400, degree).values()]
+    assert sum(degrees[:300]) / 300 > 0.95 * degree
+    assert max(degrees) <= 1.5 * degree
+
+
+def test_a_graph_grown_one_by_one_is_no_band_first_and_last_are_a_few_steps_apart() -> None:
+    graph = grown(400, 20)
+    reached, steps = {peer(0)}, 0
+    while len(reached) < len(graph):
+        reached, steps = reached.union(*(graph[other] for other in reached)), steps + 1
+    assert steps <= 4
