@@ -67,6 +67,15 @@ def kind(request: pytest.FixtureRequest, require: Callable[[str, str], str]) -> 
     return chosen
 
 
+@pytest.fixture
+def kinds(require: Callable[[str, str], str]) -> list[type[Runtime]]:
+    """All runtimes; containerd 2, which is no Debian package, only where it is installed."""
+    found = [kind for kind in KINDS if kind is not Cri2 or Cri2.program()]
+    for kind in found:
+        kind.require(require)
+    return found
+
+
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """The wheel of this tree in an environment of its own."""
@@ -86,6 +95,15 @@ def large_image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     """16 MiB in three layers that do not compress: 64 chunks."""
     layout = tmp_path_factory.mktemp("large") / "layout"
     return trio.run(partial(make_random_image, layout, image_bytes=16 * MIB, layers=3, seed=1))
+
+
+@pytest.fixture(scope="session")
+def twenty_images(tmp_path_factory: pytest.TempPathFactory, require: Callable[[str, str], str]) -> list[Image]:
+    """Images of 2 MiB in gzip, zstd and gzip, for amd64 and arm64, that share nothing; tagged `pull0` to `pull19`."""
+    require("zstd", "zstd")
+    place = tmp_path_factory.mktemp("twenty")
+    make = partial(make_random_image, image_bytes=2 * MIB, layers=3, multi_arch=True, layer_types=LAYER_TYPES)
+    return [trio.run(partial(make, place / f"{seed}", seed=seed, tag=f"pull{seed}")) for seed in range(20)]
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import itertools
+import random
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
@@ -47,6 +49,25 @@ async def test_a_pull_survives_an_agent_that_is_killed_in_the_middle_of_a_layer(
             agent.process.kill()
         await runtime.expect(image)
         expect_fallback(cluster, kind)
+
+
+async def test_twenty_of_twenty_pulls_succeed_while_the_agent_is_killed_at_random_moments(
+    kinds: list[type[Runtime]], twenty_images: list[Image], cluster_of: ClusterOf
+) -> None:
+    """A moment is a number of bytes that the agent has from the origin; it is started again at once, as by systemd."""
+    rng = random.Random(4)
+    async with held_cluster(cluster_of, *twenty_images) as (cluster, gate), AsyncExitStack() as stack:
+        runtimes = [await stack.enter_async_context(running(kind, cluster, cluster.agents["node1"])) for kind in kinds]
+        for runtime, image in zip(itertools.cycle(runtimes), twenty_images, strict=False):
+            gate.hold_after(rng.randrange(image.pull_bytes))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(runtime.pull, f":{image.tag}")
+                with trio.fail_after(DEADLINE_S):
+                    await gate.held.wait()
+                cluster.agents["node1"].process.kill()
+                gate.open()
+                await cluster.start("node1", origin_url=gate.base_url)
+            await runtime.expect(image)
 
 
 def expect_fallback(cluster: Cluster, kind: type[Runtime]) -> None:
