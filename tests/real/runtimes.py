@@ -166,6 +166,12 @@ async def running(kind: type[Runtime], cluster: Cluster, agent: Agent) -> AsyncI
         yield runtime
 
 
+def expect_only_agents_at_the_origin(cluster: Cluster, kind: type[Runtime]) -> None:
+    """The origin is configured as what the runtime falls back to: it must not have had to."""
+    agents = {entry.get("http.request.useragent", "") for entry in cluster.requests()}
+    assert agents == {"p2pdist"}, f"{kind.agent} went past the mirror"
+
+
 def expect_files(image: Image, unpacked: list[Path]) -> None:
     """Fail unless every file of every layer is among the unpacked ones with the same content."""
     found = {hashlib.sha256(path.read_bytes()).hexdigest() for path in unpacked if path.is_file()}

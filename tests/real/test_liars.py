@@ -18,6 +18,7 @@ from bench.lab.pullers import Pull
 from tests.fake_registry import FakeRegistry
 from tests.real.cluster import ALONE, REPOSITORY, SCHEDULER, BlobReading, until
 from tests.real.lying_peer import LyingPeer
+from tests.real.runtimes import Runtime, expect_only_agents_at_the_origin, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -67,6 +68,21 @@ async def test_a_liar_that_takes_part_in_leasing_does_not_get_a_whole_wrong_blob
             await until(liar.dropped.is_set, "the lying peer was dropped")
             assert liar.sent, "nothing was taken from the lying peer: the test shows nothing"
         await cluster.pull("node1", large_image)
+
+
+async def test_every_runtime_gets_its_image_right_beside_a_peer_that_sends_wrong_bytes(
+    kind: type[Runtime], image: Image, cluster_of: Callable[..., AbstractAsyncContextManager[Cluster]]
+) -> None:
+    async with cluster_of(image, nodes=2, origin=ORIGIN) as cluster:
+        (agent,) = await cluster.start("node1")
+        liar = LyingPeer(cluster.lab["node2"], (cluster.lab["node1"].address, 5051))
+        async with running(kind, cluster, agent) as runtime, liar.running():
+            await until(lambda: knows(cluster, liar), "the agent is connected to the lying peer")
+            await runtime.pull(":v1")
+            await runtime.expect(image)
+            assert liar.sent, "nothing was taken from the lying peer: the test shows nothing"
+            await until(liar.dropped.is_set, "the lying peer was dropped")
+        expect_only_agents_at_the_origin(cluster, kind)
 
 
 async def knows(cluster: Cluster, liar: LyingPeer) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.real.cluster import ALONE, MDNS, SCHEDULER
-from tests.real.runtimes import Runtime, running
+from tests.real.runtimes import Runtime, expect_only_agents_at_the_origin, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,9 +66,3 @@ async def test_with_the_origin_stopped_a_pull_by_digest_comes_from_the_peer_that
         assert moved["to_runtime"] >= image.pull_bytes
         assert (await cluster.moved("node1"))["to_peers"] >= image.pull_bytes
         expect_only_agents_at_the_origin(cluster, kind)
-
-
-def expect_only_agents_at_the_origin(cluster: Cluster, kind: type[Runtime]) -> None:
-    """The origin is configured as what the runtime falls back to: it must not have had to."""
-    agents = {entry.get("http.request.useragent", "") for entry in cluster.requests()}
-    assert agents == {"p2pdist"}, f"{kind.agent} went past the mirror"
