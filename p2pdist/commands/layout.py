@@ -8,13 +8,13 @@ step, last, and keeps the entries of other images.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from p2pdist.core.oci import OCI_INDEX
+from p2pdist.core.verify import hash_like
 from p2pdist.errors import IntegrityError, StoreError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class BlobSink:
         self.written_bytes = 0
         self._blob = blob
         self._file = file
-        self._sha256 = hashlib.sha256()
+        self._hash = hash_like(blob.digest)
 
     def write(self, data: bytes) -> None:
         """Take the next bytes. Blocking; safe in a worker thread.
@@ -49,14 +49,14 @@ class BlobSink:
             raise IntegrityError(
                 f"blob {self._blob.digest} is longer than the {self._blob.size_bytes} bytes that its manifest says"
             )
-        self._sha256.update(data)
+        self._hash.update(data)
         if self._file is not None:
             self._file.write(data)
         self.written_bytes += len(data)
 
     def check(self) -> None:
-        """Raise IntegrityError unless the whole blob went through and its SHA-256 is its digest's."""
-        actual = f"sha256:{self._sha256.hexdigest()}"
+        """Raise IntegrityError unless the whole blob went through and it is what its digest says."""
+        actual = f"{self._hash.name}:{self._hash.hexdigest()}"
         if self.written_bytes != self._blob.size_bytes or actual != self._blob.digest:
             raise IntegrityError(
                 f"blob {self._blob.digest} is wrong: the {self.written_bytes} bytes that came have {actual}",
@@ -74,9 +74,9 @@ class OciLayout:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._blobs = directory / "blobs" / "sha256"
+        self._blobs = directory / "blobs"
         with _disk(directory):
-            self._blobs.mkdir(parents=True, exist_ok=True)
+            (self._blobs / "sha256").mkdir(parents=True, exist_ok=True)
             marker = directory / "oci-layout"
             if not marker.exists():
                 _replace(marker, json.dumps(_VERSION).encode())
@@ -137,7 +137,11 @@ class OciLayout:
             _replace(path, json.dumps(index, indent=2).encode())
 
     def _path(self, digest: str) -> Path:
-        return self._blobs / digest.removeprefix("sha256:")
+        algorithm, _, digits = digest.partition(":")
+        if algorithm != "sha256":
+            with _disk(self.directory):
+                (self._blobs / algorithm).mkdir(exist_ok=True)
+        return self._blobs / algorithm / digits
 
 
 def _same(other: Any, entry: dict[str, Any]) -> bool:  # noqa: ANN401 - read from a file

@@ -7,7 +7,6 @@ Invariants: every wait has a deadline; a cut transfer is resumed a few times, th
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -15,7 +14,8 @@ import httpx
 import trio
 
 from p2pdist.core.oci import MANIFEST_BYTES_MAX, MANIFEST_TYPES
-from p2pdist.core.types import Descriptor, Digest, Manifest, Repository, Split
+from p2pdist.core.types import Descriptor, Digest, Manifest, Repository, Split, parse_digest
+from p2pdist.core.verify import digest_like
 from p2pdist.errors import IntegrityError, P2PDistError, TransferError
 
 if TYPE_CHECKING:
@@ -77,8 +77,9 @@ class MirrorClient:
                 body = await _read_bounded(response)
                 media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
                 claimed = response.headers.get("Docker-Content-Digest", "")
-            digest = Digest("sha256:" + hashlib.sha256(body).hexdigest())
-            expected = reference if ":" in reference else claimed or digest
+            wanted = reference if ":" in reference else claimed
+            digest = digest_like(parse_digest(wanted) if wanted else "sha256", body)
+            expected = wanted or digest
             if digest != expected:
                 raise IntegrityError(
                     f"manifest {repository} {reference} from {self.url} is wrong: expected {expected}, got {digest}",

@@ -91,12 +91,16 @@ class ListRoute:
         target: what follows `/v2/<name>/`, with the parts of the query that mean something there.
         path: the path as it was asked for, which links to further pages must keep.
         ns: the raw `ns` of the query, or None.
+        subject: whose referrers are asked for, or None for tags.
+        artifact_type: the one type of referrers that is asked for; empty for all.
     """
 
     repository: Repository
     target: str
     path: str
     ns: str | None
+    subject: Digest | None = None
+    artifact_type: str = ""
 
     def __str__(self) -> str:
         return f"{self.repository}/{self.target}"
@@ -150,9 +154,11 @@ def _parse_path(path: str, query: str, registries: Registries) -> Route:
         return ManifestRoute(repository, _reference(match[3]))
     if match := _LISTS.fullmatch(path):
         repository = _repository(match[1], ns, registries)
-        if match[3] is not None:
-            _digest(match[3])
-        return ListRoute(repository, match[2] + _relayed_query(match[2], query), path, ns)
+        target = match[2] + _relayed_query(match[2], query)
+        if match[3] is None:
+            return ListRoute(repository, target, path, ns)
+        artifact_type = unquote(query_value(target.partition("?")[2], "artifactType") or "")
+        return ListRoute(repository, target, path, ns, _digest(match[3]), artifact_type)
     raise _Refused(404, ErrorCode.UNSUPPORTED, f"nothing is served at {path[:100]!r}")
 
 

@@ -10,7 +10,8 @@ from typing import NewType
 from p2pdist.errors import InvalidInput
 
 Digest = NewType("Digest", str)
-"""`sha256:` and 64 lower-case hex digits; made only by `parse_digest` (CVE-2024-3727: never trust another's)."""
+"""`sha256:` and 64 lower-case hex digits, or `sha512:` and 128; made only by `parse_digest` (CVE-2024-3727: never trust
+another's)."""
 
 PeerId = NewType("PeerId", str)
 """32 lower-case hex digits, drawn once per data directory."""
@@ -18,7 +19,7 @@ PeerId = NewType("PeerId", str)
 Checksum = NewType("Checksum", bytes)
 """xxh3-128 of a chunk, 16 bytes: catches corruption, is no proof against malice."""
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _PEER_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -26,10 +27,10 @@ def parse_digest(text: str) -> Digest:
     """Return `text` as a digest.
 
     Raises:
-        InvalidInput: it is not exactly `sha256:<64 lower-case hex>`; other algorithms are not supported.
+        InvalidInput: it is not exactly `sha256:<64 lower-case hex>` or `sha512:<128 lower-case hex>`.
     """
     if not _DIGEST.fullmatch(text):
-        raise InvalidInput(f"not a sha256 digest: {text[:100]!r}")
+        raise InvalidInput(f"not a sha256 or sha512 digest: {text[:100]!r}")
     return Digest(text)
 
 

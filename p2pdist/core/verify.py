@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checksums of chunks, and whose word for them counts.
+"""Digests, checksums of chunks, and whose word for them counts.
 
-The blob's SHA-256 is the only authority. The xxh3-128 of a chunk finds corruption early: the
-expected value comes from the one that fetched the chunk from the origin (by way of the scheduler,
-or directly where it is the chunk's lease holder), or from two peers that agree; never from the peer
-that serves the bytes alone. A chunk that only its sender vouches for is kept but not offered on;
-what an earlier run kept, checked again, counts as our own word.
+The blob's SHA-256 (SHA-512 where its digest is one) is the only authority. The xxh3-128 of a chunk
+finds corruption early: the expected value comes from the one that fetched the chunk from the origin
+(by way of the scheduler, or directly where it is the chunk's lease holder), or from two peers that
+agree; never from the peer that serves the bytes alone. A chunk that only its sender vouches for is
+kept but not offered on; what an earlier run kept, checked again, counts as our own word.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 from xxhash import xxh3_128_digest
 
-from p2pdist.core.types import Checksum
+from p2pdist.core.types import Checksum, Digest
 
 if TYPE_CHECKING:
     from p2pdist.core.types import PeerId
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
 CHECKSUM_BYTES = 16
 WITNESSES = 2
 """Peers that must agree on a checksum where no lease holder's word is known."""
+
+
+def hash_like(digest: str) -> hashlib._Hash:
+    """Return a hash, with nothing in it yet, of the algorithm that a parsed digest names."""
+    return hashlib.new(digest.partition(":")[0])
+
+
+def digest_like(digest: str, body: bytes) -> Digest:
+    """Return the digest of `body` by the algorithm that a parsed digest names."""
+    algorithm = digest.partition(":")[0]
+    return Digest(f"{algorithm}:{hashlib.new(algorithm, body).hexdigest()}")
 
 
 def checksum_of(data: bytes | bytearray | memoryview) -> Checksum:

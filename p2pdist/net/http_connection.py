@@ -31,7 +31,7 @@ import structlog
 import trio
 
 from p2pdist.errors import P2PDistError
-from p2pdist.net.http_messages import CLIENT_LEFT, Exchange, FileBody, Request, Response
+from p2pdist.net.http_messages import CLIENT_LEFT, Exchange, FileBody, PartsBody, Request, Response
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -255,12 +255,12 @@ class Connection:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             head = self._head(response, closing=closing)
             body = response.body if self._wants_body else b""
-            if isinstance(body, FileBody):
-                await self._send_all(head, socket.MSG_MORE)
-                await self._send_file(body)
-            else:
+            if isinstance(body, bytes):
                 await self._send_all(head + body)
                 self._note_sent(len(body))
+            else:
+                await self._send_all(head, socket.MSG_MORE)
+                await self._send_parts(body.parts if isinstance(body, PartsBody) else (body,))
         except (ConnectionError, TimeoutError, _ClientGone) as error:
             log.debug("http.client_left", kind=response.kind, sent_bytes=self._sent_bytes, error=str(error))
             return False
@@ -309,6 +309,14 @@ class Connection:
         self._sent_bytes += sent_bytes
         if self._first_byte_at is None:
             self._first_byte_at = trio.current_time()
+
+    async def _send_parts(self, parts: tuple[bytes | FileBody, ...]) -> None:
+        for part in parts:
+            if isinstance(part, bytes):
+                await self._send_all(part)
+                self._note_sent(len(part))
+            else:
+                await self._send_file(part)
 
     async def _send_file(self, body: FileBody) -> None:
         at, ready = body.start, body.ready

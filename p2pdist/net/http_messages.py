@@ -58,6 +58,18 @@ class FileBody:
 
 
 @dataclass(frozen=True, slots=True)
+class PartsBody:
+    """Spans of one source, with other bytes before, between and after them: a multipart/byteranges body."""
+
+    source: ByteSource
+    parts: tuple[bytes | FileBody, ...]
+
+    @property
+    def length_bytes(self) -> int:
+        return sum(len(part) if isinstance(part, bytes) else part.stop - part.start for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """A request without a body. `target` is raw, as it came; header names are in lower case."""
 
@@ -91,7 +103,7 @@ class Response:
 
     status: int
     headers: tuple[tuple[str, str], ...] = ()
-    body: bytes | FileBody = b""
+    body: bytes | FileBody | PartsBody = b""
     kind: str = "other"
     length_bytes: int | None = None
 
@@ -99,11 +111,13 @@ class Response:
     def content_length_bytes(self) -> int:
         if self.length_bytes is not None:
             return self.length_bytes
+        if isinstance(self.body, PartsBody):
+            return self.body.length_bytes
         return self.body.stop - self.body.start if isinstance(self.body, FileBody) else len(self.body)
 
     def close(self) -> None:
         """Close the body's source."""
-        if isinstance(self.body, FileBody):
+        if not isinstance(self.body, bytes):
             self.body.source.close()
 
 

@@ -13,7 +13,8 @@ the source opened is closed by this module or by the response that carries it.
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+import secrets
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, assert_never
 
@@ -21,15 +22,17 @@ import structlog
 import trio
 from prometheus_client import Counter, Histogram
 
-from p2pdist.core.oci import ErrorCode, error_body
+from p2pdist.core.oci import OCI_INDEX, ErrorCode, error_body
 from p2pdist.core.ranges import (
     Span,
     content_range,
     if_range_holds,
     none_match_holds,
+    part_heads,
     requested_spans,
     unsatisfied_range,
 )
+from p2pdist.core.referrers import EMPTY, FILTERED, fallback_tag, only_of_type
 from p2pdist.core.routes import (
     BlobRoute,
     ListRoute,
@@ -50,7 +53,7 @@ from p2pdist.errors import (
     P2PDistError,
     PullFailed,
 )
-from p2pdist.net.http_messages import FileBody, Request, Response
+from p2pdist.net.http_messages import FileBody, PartsBody, Request, Response
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -67,6 +70,7 @@ log = structlog.get_logger(__name__)
 
 _VERSION = ("Docker-Distribution-Api-Version", "registry/2.0")
 _OCTETS = ("Content-Type", "application/octet-stream")
+_RANGES = ("Accept-Ranges", "bytes")
 _JSON = ("Content-Type", "application/json")
 _ALL = "bytes=0-"
 """How containerd asks whether it may fetch parts of a layer at once. It may not: what it fetches from an agent of its
@@ -227,20 +231,24 @@ class Mirror:
     async def _blob(self, route: BlobRoute, request: Request) -> Response:
         if request.method == "HEAD":
             size_bytes = await self._source.blob_size(route.repository, route.digest)
-            return Response(200, _blob_headers(route), b"", _kind(route), size_bytes)
+            status = 200 if none_match_holds(request.header("if-none-match"), _etag(route.digest)) else 304
+            return Response(status, _blob_headers(route), b"", _kind(route), size_bytes)
         with ExitStack() as closing:
             reader = await self._source.open_blob(route.repository, route.digest)
             closing.callback(reader.close)
             response = _blob_response(route, request, reader)
-            if isinstance(body := response.body, FileBody):
+            if not isinstance(response.body, bytes):
+                first = _first_span(response.body)
                 with trio.move_on_after(self._deadlines.first_chunk_s):
-                    body.ready = await reader.available(body.start, body.stop)
+                    first.ready = await reader.available(first.start, first.stop)
                 closing.pop_all()
         return response
 
     async def _list(self, route: ListRoute, request: Request) -> Response:
         relayed = await self._source.relay(route.repository, route.target, request.header("accept") or "*/*")
         status = relayed.status_code
+        if status == 404 and route.subject is not None:
+            return await self._tagged_referrers(route, route.subject)
         if status != 200:
             raise _LIST_ERRORS.get(status, OriginError)(
                 f"{route.repository.registry} answers {status} to {route}", status_code=status
@@ -251,16 +259,37 @@ class Mirror:
                 headers.append((name, value))
             elif name.lower() == "link" and (link := next_page(value, route)):
                 headers.append(("Link", link))
-        return Response(200, tuple(headers), relayed.body, _kind(route))
+        filtered = any(name.lower() == FILTERED[0].lower() for name, _ in headers)
+        return _referrers(route, headers, relayed.body, filtered=filtered)
+
+    async def _tagged_referrers(self, route: ListRoute, subject: Digest) -> Response:
+        """Answer for an origin without a referrers API from the tag that clients keep instead; without one, nothing."""
+        body = EMPTY
+        with suppress(NotFoundAtOrigin):
+            manifest = await self._source.manifest(route.repository, fallback_tag(subject))
+            if manifest.media_type == OCI_INDEX:
+                body = manifest.body
+        headers = [_VERSION, _namespace(route.repository), ("Content-Type", OCI_INDEX)]
+        return _referrers(route, headers, body, filtered=False)
+
+
+def _referrers(route: ListRoute, headers: list[tuple[str, str]], body: bytes, *, filtered: bool) -> Response:
+    """Return a list; one of referrers is filtered here where that was asked for and not done yet."""
+    if route.artifact_type and not filtered:
+        chosen = only_of_type(body, route.artifact_type)
+        if chosen is not None:
+            return Response(200, (*headers, FILTERED), chosen, _kind(route))
+    return Response(200, tuple(headers), body, _kind(route))
 
 
 def _blob_response(route: BlobRoute, request: Request, reader: BlobReader) -> Response:
-    """Return what a GET of a blob is answered with; several ranges at once get the whole, as RFC 9110 §14.2 allows.
+    """Return what a GET of a blob is answered with.
 
     Raises:
         InvalidInput: too many ranges.
     """
-    headers = (*_blob_headers(route), ("P2pdist-Source", reader.source))
+    source = ("P2pdist-Source", reader.source)
+    headers = (*_blob_headers(route), source)
     etag, size_bytes = _etag(route.digest), reader.size_bytes
     if not none_match_holds(request.header("if-none-match"), etag):
         return Response(304, headers, b"", _kind(route))
@@ -271,13 +300,25 @@ def _blob_response(route: BlobRoute, request: Request, reader: BlobReader) -> Re
     if spans == ():
         extra = (("Content-Range", unsatisfied_range(size_bytes)), _namespace(route.repository))
         return _error(416, ErrorCode.UNSUPPORTED, f"the blob has {size_bytes} bytes", extra, _kind(route))
-    if spans is not None and len(spans) == 1:
-        span, status = spans[0], 206
-        headers = (*headers, ("Content-Range", content_range(span, size_bytes)))
-    else:
-        span, status = Span(0, size_bytes), 200
-    body = FileBody(reader, span.start, span.stop) if size_bytes else b""
-    return Response(status, headers, body, _kind(route))
+    if spans is None:
+        return Response(200, headers, FileBody(reader, 0, size_bytes) if size_bytes else b"", _kind(route))
+    if len(spans) > 1:
+        boundary = secrets.token_hex(16)
+        multipart = ("Content-Type", f"multipart/byteranges; boundary={boundary}")
+        headers = (*_identity(route.repository, route.digest), multipart, _RANGES, source)
+        return Response(206, headers, _parts(reader, spans, boundary), _kind(route))
+    headers = (*headers, ("Content-Range", content_range(spans[0], size_bytes)))
+    return Response(206, headers, FileBody(reader, spans[0].start, spans[0].stop), _kind(route))
+
+
+def _parts(reader: BlobReader, spans: tuple[Span, ...], boundary: str) -> PartsBody:
+    heads, tail = part_heads(spans, reader.size_bytes, _OCTETS[1], boundary)
+    bodies = [FileBody(reader, span.start, span.stop) for span in spans]
+    return PartsBody(reader, (*(part for pair in zip(heads, bodies, strict=True) for part in pair), tail))
+
+
+def _first_span(body: FileBody | PartsBody) -> FileBody:
+    return body if isinstance(body, FileBody) else next(part for part in body.parts if isinstance(part, FileBody))
 
 
 def _etag(digest: Digest) -> str:
@@ -293,7 +334,7 @@ def _identity(repository: Repository, digest: Digest) -> tuple[tuple[str, str], 
 
 
 def _blob_headers(route: BlobRoute) -> tuple[tuple[str, str], ...]:
-    return (*_identity(route.repository, route.digest), _OCTETS, ("Accept-Ranges", "bytes"))
+    return (*_identity(route.repository, route.digest), _OCTETS, _RANGES)
 
 
 def _kind(route: ContentRoute) -> str:

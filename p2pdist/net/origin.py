@@ -13,7 +13,6 @@ text; after a cancelled call none of its connections is open.
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 import ssl
 from contextlib import aclosing
@@ -26,6 +25,7 @@ from p2pdist.core import oci
 from p2pdist.core.addresses import is_ip_literal
 from p2pdist.core.retry import RETRYABLE_STATUSES
 from p2pdist.core.types import Digest, Manifest, ManifestInfo, Repository, parse_digest
+from p2pdist.core.verify import digest_like
 from p2pdist.errors import ConfigError, IntegrityError, InvalidInput, NotFoundAtOrigin, OriginError
 from p2pdist.net.origin_transport import Answer, Transport, Unreachable
 from p2pdist.net.origin_upstream import SMALL_BYTES_MAX, Deadlines, Upstream, parse_base_url
@@ -52,7 +52,7 @@ _ACCEPT_MANIFESTS = (b"Accept", ", ".join(oci.MANIFEST_TYPES).encode())
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)")
 _LENGTH = re.compile(r"\d{1,19}")
 _MEDIA_TYPE = re.compile(r"[!-:<-~]{1,255}")
-_RELAYED = re.compile(r"(?:tags/list|referrers/sha256:[0-9a-f]{64})(?:\?[!-~]{0,1000})?")
+_RELAYED = re.compile(r"(?:tags/list|referrers/(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}))(?:\?[!-~]{0,1000})?")
 _RELAYED_HEADERS = ("Content-Type", "Docker-Content-Digest", "OCI-Filters-Applied")
 _LINK = re.compile(r"<(?P<url>[!-;=?-~]*)>(?P<rest>[ -~]*)")
 
@@ -443,16 +443,24 @@ def _manifest_info(answer: Answer, reference: str) -> ManifestInfo | None:
 
 
 def _manifest(answer: Answer, body: bytes, reference: str, what: str) -> Manifest:
-    digest = Digest(f"sha256:{hashlib.sha256(body).hexdigest()}")
-    said = answer.headers.get("docker-content-digest", "")
-    expected = reference if ":" in reference else said if said.startswith("sha256:") else digest
-    if digest != expected:
-        message = f"{what}: {answer.server} sent a manifest that is {digest}, not {expected[:100]}"
+    expected = _said_digest(answer, reference)
+    digest = digest_like(expected or "sha256", body)
+    if expected not in ("", digest):
+        message = f"{what}: {answer.server} sent a manifest that is {digest}, not {expected}"
         raise IntegrityError(message, expected=expected, actual=digest)
     media_type = _media_type(answer) or _own_media_type(body)
     if not media_type:
         raise OriginError(f"{answer.server} does not say of what kind the manifest is")
     return Manifest(digest, media_type, body)
+
+
+def _said_digest(answer: Answer, reference: str) -> str:
+    """Return what was asked for, else what the answer says it is; nothing where that is no digest that we know."""
+    said = reference if ":" in reference else answer.headers.get("docker-content-digest", "")
+    try:
+        return parse_digest(said)
+    except InvalidInput:
+        return ""
 
 
 def _own_media_type(body: bytes) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from p2pdist.core.chunkmap import ChunkMap
 from p2pdist.core.types import parse_digest
-from p2pdist.core.verify import checksum_of
+from p2pdist.core.verify import checksum_of, digest_like
 from p2pdist.errors import IntegrityError, StoreFullError
 from p2pdist.store.eviction import oldest, plan_eviction
 from p2pdist.store.files import translated
@@ -149,8 +148,8 @@ class BaseStore(ABC):
 
     def add(self, digest: Digest, body: bytes, *, media_type: str, public: bool) -> None:
         """As the port says; synced to disk, so better run in a thread. Once public, a blob stays public."""
-        actual = f"sha256:{hashlib.sha256(body).hexdigest()}"
-        if parse_digest(digest) != actual:
+        actual = digest_like(parse_digest(digest), body)
+        if digest != actual:
             raise IntegrityError(f"{digest} does not match its content", expected=digest, actual=actual)
         with self._lock:
             known = self._whole.get(digest)

@@ -80,7 +80,7 @@ class DiskStore(BaseStore):
         self._doomed: list[str] = []
         self._serial = itertools.count()
         with translated(f"use the data directory {data_dir}"):
-            for directory in (self._layout.blobs, self._layout.partials, self._layout.scratch):
+            for directory in (*self._layout.roots.values(), self._layout.partials, self._layout.scratch):
                 os.makedirs(directory, mode=0o700, exist_ok=True)
             self._lock_fd = _lock_directory(self._layout)
             try:
@@ -163,7 +163,7 @@ class DiskStore(BaseStore):
         with translated(f"store {digest}"):
             if not os.path.isdir(self._layout.shard(digest)):
                 os.makedirs(self._layout.shard(digest), mode=0o700, exist_ok=True)
-                sync_directory(self._layout.blobs)
+                sync_directory(os.path.dirname(self._layout.shard(digest)))
             write_durably(meta, encode(sidecar))
             try:
                 with self._lock:

@@ -17,12 +17,12 @@ descriptor's number is never used after another file has got it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from p2pdist.core.verify import hash_like
 from p2pdist.errors import IntegrityError
 from p2pdist.store.files import read_all, store_error, translated, write_all
 from p2pdist.store.sidecar import Sidecar
@@ -165,9 +165,9 @@ class ArrivingBlob:
         self.hash_prefix()
         if not self._verified:
             raise IntegrityError(
-                f"{self.digest} is complete, but its SHA-256 is another; some chunk is wrong",
+                f"{self.digest} is complete, but its content has another digest; some chunk is wrong",
                 expected=self.digest,
-                actual=f"sha256:{self._sha.hexdigest()}",
+                actual=self._actual(),
             )
         checksums = tuple(have[index] for index in range(self._cut.count))
         with self._using_fd:
@@ -207,12 +207,15 @@ class ArrivingBlob:
         return fd >= 0
 
     def _start_hash(self) -> None:
-        self._sha = hashlib.sha256()
+        self._sha = hash_like(self.digest)
         self._hashed_bytes = 0
         self._verified = self.size_bytes == 0 and self._is_right()
 
     def _is_right(self) -> bool:
-        return self.digest == f"sha256:{self._sha.hexdigest()}"
+        return self.digest == self._actual()
+
+    def _actual(self) -> str:
+        return f"{self._sha.name}:{self._sha.hexdigest()}"
 
     def _hash_step(self) -> bool:
         """Hash the next span, if its chunks are here; return whether it is worth calling again."""

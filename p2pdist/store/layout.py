@@ -2,7 +2,7 @@
 """Where things are in the data directory.
 
     lock                          held by the one agent that uses the directory; names its process
-    blobs/sha256/ab/<hex>         a whole, verified blob
+    blobs/sha256/ab/<hex>         a whole, verified blob; blobs/sha512/ab/<hex> where its digest is of that kind
     blobs/sha256/ab/<hex>.meta    its sidecar; its mtime is the blob's last use
     partial/<hex>                 a blob that is arriving, preallocated
     partial/<hex>.journal         which of its chunks are here
@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from p2pdist.core.types import Digest
 
+ALGORITHMS = {"sha256": 64, "sha512": 128}
+"""And how many hex digits each has; the names are equally long."""
+
 META = ".meta"
 JOURNAL = ".journal"
 
@@ -34,8 +37,9 @@ class Layout:
         return f"{self.root}/lock"
 
     @property
-    def blobs(self) -> str:
-        return f"{self.root}/blobs/sha256"
+    def roots(self) -> dict[str, str]:
+        """Return the directory of each algorithm's blobs."""
+        return {algorithm: f"{self.root}/blobs/{algorithm}" for algorithm in ALGORITHMS}
 
     @property
     def partials(self) -> str:
@@ -46,10 +50,10 @@ class Layout:
         return f"{self.root}/tmp"
 
     def shard(self, digest: Digest) -> str:
-        return f"{self.blobs}/{digest[7:9]}"
+        return f"{self.root}/blobs/{digest[:6]}/{digest[7:9]}"
 
     def blob(self, digest: Digest) -> str:
-        return f"{self.blobs}/{digest[7:9]}/{digest[7:]}"
+        return f"{self.shard(digest)}/{digest[7:]}"
 
     def meta(self, digest: Digest) -> str:
         return self.blob(digest) + META

@@ -25,7 +25,7 @@ import structlog
 from p2pdist.core.types import parse_digest
 from p2pdist.store.base import Entry
 from p2pdist.store.files import read_file, unlink_if_there
-from p2pdist.store.layout import JOURNAL, META
+from p2pdist.store.layout import ALGORITHMS, JOURNAL, META
 from p2pdist.store.sidecar import decode
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from p2pdist.store.layout import Layout
 
 _SHARD = re.compile(r"[0-9a-f]{2}")
-_BLOB = re.compile(r"[0-9a-f]{64}")
+_BLOB = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
+
+_ALGORITHM_OF = {digits: algorithm for algorithm, digits in ALGORITHMS.items()}
 
 _log = structlog.get_logger()
 
@@ -47,17 +49,22 @@ def recover(layout: Layout, now_s: float, partial_ttl_s: float) -> tuple[list[En
     """
     for name in os.listdir(layout.scratch):
         os.unlink(f"{layout.scratch}/{name}")
-    whole = [entry for shard in os.listdir(layout.blobs) for entry in _recover_shard(layout, shard, now_s)]
+    whole = [
+        entry
+        for algorithm, root in layout.roots.items()
+        for shard in os.listdir(root)
+        for entry in _recover_shard(layout, algorithm, shard, now_s)
+    ]
     partial = list(_recover_partials(layout, now_s - partial_ttl_s))
     return whole, partial
 
 
-def _recover_shard(layout: Layout, shard: str, now_s: float) -> Iterator[Entry]:
+def _recover_shard(layout: Layout, algorithm: str, shard: str, now_s: float) -> Iterator[Entry]:
     if not _SHARD.fullmatch(shard):
         return
-    names = set(os.listdir(f"{layout.blobs}/{shard}"))
+    names = set(os.listdir(f"{layout.roots[algorithm]}/{shard}"))
     for digest in _digests(names, META):
-        if not digest.startswith(f"sha256:{shard}"):
+        if not digest.startswith(f"{algorithm}:{shard}"):
             continue
         if digest[7:] not in names:
             os.unlink(layout.meta(digest))
@@ -108,4 +115,4 @@ def _digests(names: set[str], suffix: str) -> Iterator[Digest]:
     """Yield each digest that has a file, a companion with `suffix`, or both."""
     for stem in {name.removesuffix(suffix) for name in names}:
         if _BLOB.fullmatch(stem):
-            yield parse_digest(f"sha256:{stem}")
+            yield parse_digest(f"{_ALGORITHM_OF[len(stem)]}:{stem}")

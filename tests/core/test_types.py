@@ -13,8 +13,8 @@ from p2pdist.errors import InvalidInput
 HEX = "0123456789abcdef" * 4
 
 
-@given(st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True))
-def test_a_sha256_digest_passes_unchanged(text: str) -> None:
+@given(st.from_regex(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", fullmatch=True))
+def test_a_digest_passes_unchanged(text: str) -> None:
     assert parse_digest(text) == text
 
 
@@ -29,18 +29,20 @@ def test_a_sha256_digest_passes_unchanged(text: str) -> None:
         f"sha256:{HEX}0",
         f"sha256:{HEX.upper()}",
         f"SHA256:{HEX}",
-        f"sha512:{HEX}{HEX}",
+        f"sha512:{HEX}",
+        f"sha256:{HEX}{HEX}",
+        f"sha384:{HEX}{HEX[:32]}",
         f"sha256:{HEX[:-1]}/",
         "sha256:../../../../etc/passwd",
         f"sha256:{'٣' * 64}",
     ],
 )
 def test_any_other_text_is_no_digest(text: str) -> None:
-    with pytest.raises(InvalidInput, match="not a sha256 digest"):
+    with pytest.raises(InvalidInput, match="not a sha256 or sha512 digest"):
         parse_digest(text)
 
 
-@given(st.text(max_size=2000).filter(lambda text: not text.startswith("sha256:")))
+@given(st.text(max_size=2000).filter(lambda text: not text.startswith(("sha256:", "sha512:"))))
 def test_a_complaint_is_one_short_line(text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse_digest(text)

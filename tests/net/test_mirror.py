@@ -171,10 +171,9 @@ async def test_a_range_is_answered_with_just_that(served: Served, value: str, st
 @pytest.mark.parametrize(
     "headers",
     [
-        (("Range", "bytes=5-4"),),
         (("Range", "nonsense"),),
         (("Range", "items=0-5"),),
-        (("Range", "bytes=0-1,5-6"),),
+        (("Range", "bytes=0-,5-6"),),
         (("Range", "bytes=0-1"), ("If-Range", '"sha256:other"')),
         (("Range", "bytes=0-1"), ("If-Range", "Sat, 29 Oct 1994 19:43:31 GMT")),
     ],
@@ -210,7 +209,7 @@ async def test_a_range_past_the_end_is_416_with_the_size(served: Served) -> None
 
 async def test_too_many_ranges_are_400(served: Served) -> None:
     client = await served.client()
-    answer = await client.get(served.blob_url, ("Range", "bytes=" + ",".join(["0-1"] * 17)))
+    answer = await client.get(served.blob_url, ("Range", "bytes=" + ",".join(["0-1"] * 129)))
     assert answer.status == 400
     assert "ranges" in answer.json["errors"][0]["message"]
     assert served.source.readers[0].closed.is_set()
@@ -460,7 +459,7 @@ async def test_a_push_with_a_body_is_405_too(served: Served) -> None:
     ("target", "status", "code"),
     [
         ("/v2/library/demo/manifests/sha256:baddigeststring", 400, "DIGEST_INVALID"),
-        ("/v2/library/demo/blobs/sha512:" + "0" * 128, 400, "DIGEST_INVALID"),
+        ("/v2/library/demo/blobs/sha512:" + "0" * 64, 400, "DIGEST_INVALID"),
         ("/v2/library/demo/blobs/sha256:" + "0" * 63, 400, "DIGEST_INVALID"),
         ("/v2/library/demo/referrers/sha256:x", 400, "DIGEST_INVALID"),
         ("/v2/library/../etc/manifests/v1", 400, "NAME_INVALID"),
