@@ -27,10 +27,11 @@ class Content:
 
     body: bytes
     chunk_bytes: int = CHUNK_BYTES
+    algorithm: str = "sha256"
 
     @property
     def digest(self) -> Digest:
-        return parse_digest(f"sha256:{hashlib.sha256(self.body).hexdigest()}")
+        return parse_digest(f"{self.algorithm}:{hashlib.new(self.algorithm, self.body).hexdigest()}")
 
     @property
     def count(self) -> int:

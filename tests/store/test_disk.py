@@ -6,11 +6,12 @@ from __future__ import annotations
 import os
 import resource
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from p2pdist.errors import StoreError, StoreFullError
+from p2pdist.errors import IntegrityError, StoreError, StoreFullError
 from p2pdist.store.disk import DiskStore
 from tests.store.blobs import CHUNK_BYTES, Content, content, descriptors, read
 
@@ -139,6 +140,37 @@ def opened_anew(data_dir: Path, crashed: DiskStore) -> Iterator[DiskStore]:
     crashed.close()
     with opened(data_dir) as store:
         yield store
+
+
+def test_blobs_named_by_their_sha512_are_kept_resumed_and_deleted_like_others(tmp_path: Path) -> None:
+    blob, arriving, gone = (replace(content(name), algorithm="sha512") for name in (1, 2, 3))
+    with opened(tmp_path) as store:
+        blob.store(store)
+        store.add(gone.digest, gone.body, media_type="", public=True)
+        partial = arriving.start(store)
+        arriving.write(partial, [0, 2])
+        partial.close()
+    with opened(tmp_path) as store:
+        assert set(store.digests()) == {blob.digest, gone.digest}
+        assert read(store, blob.digest) == blob.body
+        partial = arriving.start(store)
+        assert set(partial.have()) == {0, 2}
+        partial.discard()
+        store.remove(gone.digest)
+    shard = f"blobs/sha512/{blob.digest[7:9]}/{blob.digest[7:11]}"
+    assert files(tmp_path) == {shard, f"{shard}.meta"}
+
+
+def test_a_sha512_that_is_wrong_is_not_committed(tmp_path: Path) -> None:
+    right = replace(content(1), algorithm="sha512")
+    with opened(tmp_path) as store:
+        partial = right.start(store)
+        content(2).write(partial)
+        with pytest.raises(IntegrityError):
+            partial.commit(public=True)
+        partial.discard()
+        with pytest.raises(IntegrityError):
+            store.add(right.digest, content(2).body, media_type="", public=True)
 
 
 def test_the_last_use_is_written_at_most_once_a_minute_and_at_the_end(tmp_path: Path) -> None:
