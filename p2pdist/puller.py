@@ -21,7 +21,7 @@ import trio
 from p2pdist.arrival import Arrival, ArrivalReader, StoredReader
 from p2pdist.core import events as ev
 from p2pdist.core.chunkmap import ChunkMap, chunk_set
-from p2pdist.core.oci import MANIFEST_BYTES_MAX, parse_manifest
+from p2pdist.core.oci import MANIFEST_BYTES_MAX, media_type_of
 from p2pdist.core.types import Manifest, Split
 from p2pdist.core.verify import checksum_of
 from p2pdist.errors import (
@@ -281,7 +281,7 @@ class Puller:
         """Take in content of unknown size that came from a peer, if it is what its digest says."""
         progress = self._exchange.machine.blobs[arrival.digest]
         try:
-            media_type = _media_type_of(body, progress.media_type)
+            media_type = media_type_of(body, progress.media_type)
             self._store.add(arrival.digest, body, media_type=media_type, public=True)
         except (IntegrityError, InvalidInput):
             self._exchange.feed(ev.BlobRejected(blob=arrival.digest, indices=[0]))
@@ -513,9 +513,3 @@ def _plain(failure: PullFailed) -> P2PDistError:
         if isinstance(cause, OriginError | StoreError):
             return cause
     return failure
-
-
-def _media_type_of(body: bytes, claimed: str) -> str:
-    """Return the media type of a manifest from a peer: the body's own, which its digest covers, or the peer's word."""
-    parsed = parse_manifest(body, claimed)
-    return parsed.media_type

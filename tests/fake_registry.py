@@ -92,6 +92,8 @@ class FakeRegistry:
     tls: ssl.SSLContext | None = None
     blobs: dict[Digest, bytes] = field(default_factory=dict)
     manifests: dict[tuple[str, str], tuple[str, bytes]] = field(default_factory=dict)
+    lists: dict[str, tuple[dict[str, str], bytes]] = field(default_factory=dict)
+    """Tags and referrers: by target, the headers and the body."""
     requests: list[Recorded] = field(default_factory=list)
     open_connections: int = 0
     connections: int = 0
@@ -265,6 +267,9 @@ class FakeRegistry:
         if match and (match[1], match[3]) in self.manifests:
             media_type, content = self.manifests[match[1], match[3]]
             return _Response(200, {"content-type": media_type, "docker-content-digest": digest_of(content)}, content)
+        if target in self.lists:
+            more, content = self.lists[target]
+            return _Response(200, {"content-type": "application/json", **more}, content)
         code = "BLOB_UNKNOWN" if match and match[2] == "blobs" else "MANIFEST_UNKNOWN"
         return _Response(404, {}, json.dumps({"errors": [{"code": code, "message": "unknown"}]}).encode())
 

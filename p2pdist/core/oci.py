@@ -236,6 +236,19 @@ def parse_manifest(body: bytes, media_type: str = "") -> ParsedManifest:
     raise InvalidInput(f"not a known kind of manifest: {kind[:100]!r}" if kind else "manifest without a media type")
 
 
+def media_type_of(body: bytes, claimed: str) -> str:
+    """Return the media type of a manifest that came from a peer.
+
+    It is what the document itself says, known to us or not: its digest covers that. Of one that does not say,
+    the peer's word counts where the document has the form of that kind.
+
+    Raises:
+        InvalidInput: neither.
+    """
+    said = _text(_load(body), "mediaType")
+    return said if _MEDIA_TYPE.fullmatch(said) else parse_manifest(body, claimed).media_type
+
+
 def pick_platform(index: ParsedManifest, wanted: Platform) -> Descriptor:
     """Return the child of `index` that runs on `wanted`; the first of the best, as runtimes do.
 

@@ -292,3 +292,13 @@ def test_an_error_body_is_what_the_spec_says() -> None:
         "errors": [{"code": "MANIFEST_UNKNOWN", "message": "no such"}]
     }
     assert json.loads(oci.error_body(oci.ErrorCode.DENIED, "no", {"x": 1}))["errors"][0]["detail"] == {"x": 1}
+
+
+def test_a_manifest_from_a_peer_is_what_it_says_or_has_the_form_of_what_the_peer_says() -> None:
+    strange = "application/vnd.example.thing.v7+json"
+    assert oci.media_type_of(json.dumps({"mediaType": strange}).encode(), oci.OCI_INDEX) == strange
+    untyped = b'{"schemaVersion": 2, "manifests": []}'
+    assert oci.media_type_of(untyped, oci.OCI_INDEX) == oci.OCI_INDEX
+    for body, claimed in ((untyped, oci.OCI_MANIFEST), (untyped, strange), (untyped, ""), (b"[]", oci.OCI_INDEX)):
+        with pytest.raises(InvalidInput):
+            oci.media_type_of(body, claimed)
