@@ -28,9 +28,10 @@ from p2pdist.core import events as ev
 from p2pdist.core.pull import PullMachine
 from p2pdist.core.racks import place_of
 from p2pdist.core.routes import Registries
+from p2pdist.core.rate import TokenBucket, slots_within
 from p2pdist.core.state import PullSettings
 from p2pdist.core.types import parse_peer_id
-from p2pdist.core.wire import VERSION, Hello, PeerAddress, Stored
+from p2pdist.core.wire import SPAN_BYTES, VERSION, Hello, PeerAddress, Stored
 from p2pdist.errors import ConfigError, InvalidInput, PeerUnavailable, StoreError
 from p2pdist.exchange import Exchange
 from p2pdist.images import Images
@@ -43,6 +44,7 @@ from p2pdist.net.http_server import HttpServer, open_listeners
 from p2pdist.net.mdns import discovery
 from p2pdist.net.mirror import Mirror, MirrorMetrics
 from p2pdist.net.origin import OriginClient, RegistrySettings
+from p2pdist.net.origin_transport import READ_BYTES
 from p2pdist.net.tracker_client import TrackerClient
 from p2pdist.puller import Puller
 from p2pdist.reload import Reloader, read_when_used
@@ -97,10 +99,19 @@ class Agent:
         self.peer_id = _identity(config.data_dir)
         rng = random.Random()
         rack = place_of(config.site, config.rack)
-        settings = PullSettings(upload_slots=config.upload_slots, downloads=config.downloads, rack=rack)
+        upload = config.upload_limit
+        settings = PullSettings(
+            upload_slots=slots_within(upload, config.upload_slots) if upload else config.upload_slots,
+            downloads=config.downloads,
+            download_bytes_per_s=config.download_limit,
+            rack=rack,
+        )
         self.machine = PullMachine(self.peer_id, rng, settings)
         self.neighbourhood = Neighbourhood(
-            self._hello, degree=config.degree, max_peers=min(config.max_connections, 4 * config.degree)
+            self._hello,
+            degree=config.degree,
+            max_peers=min(config.max_connections, 4 * config.degree),
+            upload_limit=TokenBucket.smooth(upload, SPAN_BYTES) if upload else None,
         )
         self.exchange = self.neighbourhood.exchange = Exchange(self.machine, self.neighbourhood.learn)
         self.tracker = None
@@ -240,6 +251,7 @@ class Agent:
             credentials=DockerConfig(config.docker_config) if config.docker_config is not None else None,
             connections=ORIGIN_CONNECTIONS,
             rng=self._rng,
+            limit=TokenBucket.smooth(config.origin_limit, READ_BYTES) if config.origin_limit else None,
         )
 
     def _sharing(self, origin: OriginClient) -> Callable[[Repository], bool]:

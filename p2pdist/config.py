@@ -22,10 +22,14 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin,
 from urllib.parse import urlsplit
 
 from p2pdist.core.oci import parse_registry
+from p2pdist.core.rate import MIN_BYTES_PER_S
 from p2pdist.errors import ConfigError, P2PDistError
 
 Bytes = Annotated[int, "bytes"]
 """A size: a number of bytes, or text such as `10GiB` (1024s) or `500MB` (1000s)."""
+
+Rate = Annotated[int, "bytes per second"]
+"""A limit per second: `400Mbit`, or a size such as `50MiB`; 0 or `none`: no limit. At least 8Mbit."""
 
 T = TypeVar("T")
 
@@ -40,6 +44,7 @@ _UNITS: dict[str, int] = {"": 1, "B": 1} | {
     for power, letter in enumerate("KMGT", start=1)
     for suffix, base in (("iB", 1024), ("B", 1000))
 }
+_BIT_UNITS = {"kbit": 125, "Mbit": 125_000, "Gbit": 125_000_000}
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _READERS: dict[Any, Callable[[str], object]] = {
     bool: lambda text: _TRUTH[text.strip().lower()],
@@ -208,6 +213,8 @@ def _convert(hint: Any, raw: Any, text: bool) -> Any:
         return raw
     if hint == Bytes:
         return _size(raw, text)
+    if hint == Rate:
+        return _rate(raw)
     if hasattr(hint, "parse"):
         return hint.parse(_scalar(str, raw, text))
     return _scalar(hint, raw, text)
@@ -252,6 +259,19 @@ def _size(raw: Any, text: bool) -> int:
     if match is None or match[2] not in _UNITS:
         raise ValueError(f"{raw!r} is not a size such as 1048576, 512MiB or 10GB")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def _rate(raw: Any) -> int:
+    """Return bytes per second; 0 where there is to be no limit."""
+    if (type(raw) is int and raw == 0) or (isinstance(raw, str) and raw.strip() in ("", "0", "none")):
+        return 0
+    match = re.fullmatch(r"\s*([0-9]{1,18})\s*([A-Za-z]+)\s*", raw) if isinstance(raw, str) else None
+    unit = {**_UNITS, **_BIT_UNITS}.get(match[2]) if match is not None else None
+    if match is None or unit is None:
+        raise ValueError(f"{raw!r} is not a limit per second such as 400Mbit, 50MiB or none")
+    if int(match[1]) * unit < MIN_BYTES_PER_S:
+        raise ValueError(f"{raw!r} per second is too little, at least 8Mbit: a chunk would come too late to be used")
+    return int(match[1]) * unit
 
 
 def _scalar(kind: Any, raw: Any, text: bool) -> Any:
@@ -376,6 +396,18 @@ class AgentConfig:
     store_min_free: Bytes = setting(1 << 30, "Free disk space that eviction keeps.", low=0, shown="`1GiB`")
     upload_slots: int = setting(6, "Peers that are sent chunks at the same time.", low=1, high=256)
     downloads: int = setting(8, "Chunks that are on their way from peers at the same time.", low=1, high=256)
+    upload_limit: Rate = setting(
+        0,
+        "Most that is sent to peers per second: `400Mbit`, or `50MiB` in bytes. Runtimes are never limited.",
+        flag="--upload-limit",
+        shown="none",
+    )
+    download_limit: Rate = setting(
+        0, "Most that is taken from peers per second, alike.", flag="--download-limit", shown="none"
+    )
+    origin_limit: Rate = setting(
+        0, "Most that is fetched of blobs from origins per second, alike.", flag="--origin-limit", shown="none"
+    )
     degree: int = setting(20, "Peers that the agent keeps connections to.", low=2, high=200)
     max_connections: int = setting(
         512, "Open connections to the mirror, and as many to the peer port.", low=8, high=65536

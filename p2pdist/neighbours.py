@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from p2pdist.core.rate import TokenBucket
     from p2pdist.core.types import PeerId
     from p2pdist.exchange import Exchange
 
@@ -55,11 +56,14 @@ class Neighbourhood:
     exchange: Exchange
     """Set once by the composition root."""
 
-    def __init__(self, own_hello: Callable[[], Hello], *, degree: int, max_peers: int) -> None:
+    def __init__(
+        self, own_hello: Callable[[], Hello], *, degree: int, max_peers: int, upload_limit: TokenBucket | None = None
+    ) -> None:
         self.known: dict[PeerId, _Known] = {}
         self._own_hello = own_hello
         self._degree = degree
         self._max_peers = max_peers
+        self._upload_limit = upload_limit
         self._dials = trio.CapacityLimiter(MAX_DIALS)
         self._dialling = 0
         self._greeting = 0
@@ -148,7 +152,16 @@ class Neighbourhood:
         decoder = Decoder()
         try:
             hello, early = await greet(sock, self._own_hello(), decoder)
-            link = PeerLink(sock, hello, self.exchange, decoder=decoder, early=early, dialled=dialled, source=source)
+            link = PeerLink(
+                sock,
+                hello,
+                self.exchange,
+                decoder=decoder,
+                early=early,
+                dialled=dialled,
+                source=source,
+                limit=self._upload_limit,
+            )
             self._admit(link, expected)
         except BaseException:
             sock.close()

@@ -97,9 +97,18 @@ class Script:
     """A machine and its clock."""
 
     def __init__(
-        self, *, scheduled: bool = False, upload_slots: int = 4, downloads: int = 6, seed: int = 0, rack: str = ""
+        self,
+        *,
+        scheduled: bool = False,
+        upload_slots: int = 4,
+        downloads: int = 6,
+        seed: int = 0,
+        rack: str = "",
+        download_bytes_per_s: int = 0,
     ) -> None:
-        settings = PullSettings(upload_slots=upload_slots, downloads=downloads, rack=rack)
+        settings = PullSettings(
+            upload_slots=upload_slots, downloads=downloads, rack=rack, download_bytes_per_s=download_bytes_per_s
+        )
         self.machine = PullMachine(ME, Random(seed), settings)
         self.now = 0.0
         if scheduled:

@@ -399,3 +399,21 @@ async def test_a_restart_goes_on_where_the_last_run_stopped(
     async with running(config_of(tmp_path, registry)) as agent:
         assert (await get(agent.mirror_at, f"{IMAGE}/blobs/{digest}")).body == large
         assert agent.machine.counters.from_origin == len(large) - here
+
+
+# --------------------------------------------------------------------- limits
+
+
+async def test_limits_hold_between_agents_and_not_for_runtimes(
+    tmp_path: Path, registry: FakeRegistry, quick_clock: MockClock
+) -> None:
+    digest, rate = digest_of(LAYER), 1_000_000
+    ann = config_of(tmp_path / "ann", registry, upload_limit=rate)
+    async with running(ann) as giver, running(config_of(tmp_path / "bob", registry)) as taker:
+        await get(giver.mirror_at, f"{IMAGE}/blobs/{digest}")
+        taker.neighbourhood.learn(address_of(giver), "mdns")
+        await eventually(lambda: bool(giver.exchange.links and taker.exchange.links))
+        began = trio.current_time()
+        assert (await get(taker.mirror_at, f"{IMAGE}/blobs/{digest}")).body == LAYER
+        assert trio.current_time() - began >= (len(LAYER) - 0.1 * rate) / rate
+        assert taker.machine.counters.from_peers == len(LAYER)

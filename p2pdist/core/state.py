@@ -29,6 +29,8 @@ class PullSettings:
     upload_slots: int = 6
     downloads: int = 8
     """Chunks on their way from peers at a time: a little more than slots, to fill the gaps between."""
+    download_bytes_per_s: int = 0
+    """What may be taken from peers; 0: no limit."""
     rack: str = ""
     """This agent's, among all sites (core/racks.py); empty: not known, so that everybody is near."""
 

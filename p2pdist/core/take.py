@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from p2pdist.core.chunkmap import MAX_CHUNK_BYTES
 from p2pdist.core.events import TakeChunk
 from p2pdist.core.peerbook import Download
+from p2pdist.core.rate import TokenBucket
 from p2pdist.core.select import rarest
 from p2pdist.core.wire import Cancel, Decline, Room
 from p2pdist.errors import RemoteProtocolError
@@ -38,6 +40,8 @@ FETCH_ROOM = 3
 CROWD = 6
 """Neighbours from which on a chunk that only one of them has is new; among fewer most chunks are such, and in order
 serves the readers better."""
+LOOK_S = 0.5
+"""With a limit: what may be saved up, beyond a chunk, until the next look for room."""
 HUNGRY_S = 0.05
 """A node with less than half of its downloads under way says so, at most this often, while it lacks more than these."""
 
@@ -53,10 +57,16 @@ class Taking:
         self._chunk_s = 0.0
         self._waiting: dict[PeerId, None] = {}
         self._hungry_at = float("-inf")
+        rate = state.settings.download_bytes_per_s
+        self._limit = TokenBucket(rate, int(MAX_CHUNK_BYTES + LOOK_S * rate)) if rate else None
 
     def _room(self) -> int:
+        """Return how many chunks more may be taken now; 0 or less where there is no room."""
         most = self._state.settings.downloads
-        return (max(1, most - FETCH_ROOM) if self._fetching() else most) - self._downloads
+        room = (max(1, most - FETCH_ROOM) if self._fetching() else most) - self._downloads
+        if self._limit is None:
+            return room
+        return min(room, self._limit.available(self._state.now) // MAX_CHUNK_BYTES)
 
     def granted(self, peer: Peer, number: int) -> None:
         """Answer a grant.
@@ -70,6 +80,9 @@ class Taking:
         if self._room() <= 0:
             self._waiting[peer.peer_id] = None
             state.answer(peer, Decline(number, True))
+            if self._limit is not None:
+                # It would help: a limit must not send us to the origin instead.
+                state.helped_at = state.now
             return
         picked = self._pick(peer)
         if picked is None:
@@ -80,6 +93,8 @@ class Taking:
         peer.downloads[number] = Download(progress.blob, index, state.now, state.now + wait_s)
         progress.ask(index, peer.peer_id, state.now)
         self._downloads += 1
+        if self._limit is not None and progress.chunks is not None:
+            self._limit.reserve(progress.chunks.length(index), state.now)
         state.tell_haves(peer)
         state.out.append(TakeChunk(peer=peer.peer_id, number=number, blob=progress.blob, index=index))
 
@@ -236,7 +251,7 @@ class Taking:
             if peer is not None and self._pick(peer) is not None:
                 self._state.answer(peer, Room())
                 free -= 1
-        if self._downloads < self._state.settings.downloads // 2:
+        if self._downloads < self._state.settings.downloads // 2 and (self._limit is None or free > 0):
             self._say_hungry()
 
     def _say_hungry(self) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from p2pdist.core.rate import TokenBucket
     from p2pdist.net.credentials import CredentialSource
     from p2pdist.net.origin_transport import Headers
 
@@ -98,6 +99,7 @@ class OriginClient:
             on the very addresses that are then dialled, for the name, its token service and every redirect.
         credentials: asked for a registry where it does not serve anonymously.
         connections: the most connections that fetch ranges at once, all registries together.
+        limit: what all fetches together may receive of blobs; manifests are not limited.
         rng: for the jitter of retries.
 
     Raises:
@@ -113,7 +115,9 @@ class OriginClient:
         connections: int,
         rng: Random,
         deadlines: Deadlines | None = None,
+        limit: TokenBucket | None = None,
     ) -> None:
+        self._limit = limit
         self._allow_any = allow_any
         self._credentials = credentials
         self._connections = connections
@@ -256,7 +260,7 @@ class OriginClient:
             self._remember(upstream, repository, digest, answer)
             before = window.done
             try:
-                await window.receive(answer)
+                await window.receive(answer, self._limit)
             finally:
                 upstream.counters.bytes += window.done - before
 
@@ -404,8 +408,8 @@ class _Window:
             raise OriginError(f"{answer.server} ignores Range requests; it can serve small blobs only", status_code=200)
         self._skip, self._stop_early = self.position, self.stop < self._blob_bytes
 
-    async def receive(self, answer: Answer) -> None:
-        """Take the body.
+    async def receive(self, answer: Answer, limit: TokenBucket | None) -> None:
+        """Take the body, as fast as the limit allows: what is not read is not sent.
 
         Raises:
             Unreachable: it broke off; OriginError: there was more of it than there may be.
@@ -419,6 +423,8 @@ class _Window:
             self.done += len(fresh)
             if len(fresh):
                 self._progress(self.done)
+            if limit is not None:
+                await trio.sleep_until(limit.reserve(len(part), trio.current_time()))
             if len(part) > skipped + len(fresh) or (self.full and self._stop_early):
                 if self._stop_early:
                     return

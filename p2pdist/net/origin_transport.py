@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Headers = list[tuple[bytes, bytes]]
 
-_READ_BYTES = 1024 * 1024
+READ_BYTES = 1024 * 1024
 """What one read may return: the cost of a read is per call, and httpcore asks for 64 KiB at a time."""
 _KEEPALIVE_S = 30.0
 _ADDRESSES_MAX = 4
@@ -228,7 +228,7 @@ class _Stream(httpcore.AsyncNetworkStream):
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
             with trio.fail_after(_or_forever(timeout)):
-                return bytes(await self._stream.receive_some(max(max_bytes, _READ_BYTES)))
+                return bytes(await self._stream.receive_some(max(max_bytes, READ_BYTES)))
         except trio.TooSlowError:
             raise httpcore.ReadTimeout from None
         except (trio.BrokenResourceError, trio.ClosedResourceError):

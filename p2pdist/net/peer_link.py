@@ -28,6 +28,7 @@ from p2pdist.errors import PeerUnavailable, RemoteProtocolError, TransferTimeout
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from p2pdist.core.rate import TokenBucket
     from p2pdist.core.types import Checksum, PeerId
 
 HELLO_S = 5.0
@@ -175,6 +176,9 @@ async def _send_all(sock: socket.socket, data: bytes, flags: int = 0) -> None:
 class PeerLink:
     """A greeted connection. `run` serves it until it ends; the other methods may be called meanwhile.
 
+    Args:
+        limit: what all links together may send of chunks; messages are not limited.
+
     Raises:
         PeerUnavailable: the peer has gone already.
     """
@@ -189,6 +193,7 @@ class PeerLink:
         early: list[Message | ChunkSpan],
         dialled: bool,
         source: str,
+        limit: TokenBucket | None = None,
     ) -> None:
         self.hello = hello
         self.peer_id = hello.peer_id
@@ -207,6 +212,9 @@ class PeerLink:
         self._incoming: dict[int, _Incoming] = {}
         self._wake = trio.Event()
         self._lowat = 1
+        self._limit = limit
+        self._due: float | None = None
+        """When the next frame, which the limit has been charged for, may go."""
         self._scope = trio.CancelScope()
         self._error: RemoteProtocolError | PeerUnavailable | None = None
         self.host, port = _address_of(sock)
@@ -330,13 +338,30 @@ class PeerLink:
                     self._queue.clear()
                     await _send_all(self._sock, data)
                 elif self._jobs:
-                    await self._send_frame(self._jobs[0])
+                    if self._limit is None or await self._in_turn(self._limit, self._jobs[0]):
+                        await self._send_frame(self._jobs[0])
                 else:
                     self._wake = trio.Event()
                     await self._wake.wait()
         except OSError as error:
             self._break(error)
             reading.cancel()
+
+    async def _in_turn(self, limit: TokenBucket, job: _Outgoing) -> bool:
+        """Wait until the limit lets the next frame go, or a message is to go before it; return whether it may go."""
+        if job.cancelled or job.at == job.stop:
+            return True
+        if self._due is None:
+            await trio.lowlevel.wait_writable(self._sock)
+            self._due = limit.reserve(min(SPAN_BYTES, job.stop - job.at), trio.current_time())
+        else:
+            self._wake = trio.Event()
+            with trio.move_on_at(self._due):
+                await self._wake.wait()
+        if self._due > trio.current_time():
+            return False
+        self._due = None
+        return True
 
     async def _send_frame(self, job: _Outgoing) -> None:
         """Send the next frame of a chunk; after the last one wait until the socket has all but drained."""

@@ -8,17 +8,18 @@ from collections import Counter
 import pytest
 
 from p2pdist.core import events as ev
+from p2pdist.core.chunkmap import MAX_CHUNK_BYTES
 from p2pdist.core.peerbook import BAN_S
-from p2pdist.core.take import CROWD, DEADLINE_S, FETCH_ROOM, HUNGRY_S, MIN_DEADLINE_S
+from p2pdist.core.take import CROWD, DEADLINE_S, FETCH_ROOM, HUNGRY_S, LOOK_S, MIN_DEADLINE_S
 from p2pdist.core.wire import Cancel, Decline, Grant, Lease, Refuse, Room, Unshare
 from p2pdist.errors import RemoteProtocolError
 from tests.script import B, Script, fetch, have, send, share, take, write
-from tests.strategies import digest, peer
+from tests.strategies import CHUNK, digest, peer
 
 
-def pulling(*holders: int, chunks: int = 4, downloads: int = 6, seed: int = 0) -> Script:
+def pulling(*holders: int, chunks: int = 4, downloads: int = 6, seed: int = 0, download_bytes_per_s: int = 0) -> Script:
     """An agent that pulls B with a scheduler, and peers that have all of it."""
-    script = Script(scheduled=True, downloads=downloads, seed=seed)
+    script = Script(scheduled=True, downloads=downloads, seed=seed, download_bytes_per_s=download_bytes_per_s)
     script.connect(*holders)
     script.start(chunks)
     for number in holders:
@@ -327,3 +328,47 @@ def test_a_late_chunk_of_a_cancelled_pull_is_forgotten_too() -> None:
     script.tick(DEADLINE_S)
     assert send(2, Cancel(1)) in script.on(ev.PullCancelled(blob=B))
     assert not script.machine.book.peers[peer(2)].downloads
+
+
+# -------------------------------------------------------------------- limit
+
+RATE = 4 * CHUNK
+BURST = MAX_CHUNK_BYTES + LOOK_S * RATE
+
+
+def test_with_a_limit_chunks_are_taken_at_its_rate_and_the_origin_is_left_alone() -> None:
+    script = pulling(2, 3, chunks=400, download_bytes_per_s=RATE)
+    taken, declined = 0, 0
+    for step in range(300):
+        script.now = step / 10
+        out = script.tick(script.now)
+        assert not [command for command in out if isinstance(command, ev.FetchOrigin)]
+        for number in (2, 3):
+            answer = script.says(number, Grant(step + 1))[-1]
+            if isinstance(answer, ev.TakeChunk):
+                taken += CHUNK
+                script.arrives(number, answer.index, grant=step + 1)
+            else:
+                assert answer == send(number, Decline(step + 1, True))
+                declined += 1
+        assert taken <= RATE * script.now + BURST
+    assert taken >= RATE * script.now
+    assert declined
+
+
+def test_who_was_declined_because_of_the_limit_is_told_when_it_allows_more() -> None:
+    script = pulling(2, chunks=40, download_bytes_per_s=RATE)
+    number, answer = 0, None
+    while answer is None or isinstance(answer, ev.TakeChunk):
+        number += 1
+        answer = script.says(2, Grant(number))[-1]
+        if isinstance(answer, ev.TakeChunk):
+            script.arrives(2, answer.index, grant=number)
+    assert send(2, Room()) not in script.tick(0.01)
+    assert send(2, Room()) in script.tick(1.0)
+
+
+def test_without_a_limit_nothing_is_measured() -> None:
+    script = pulling(2, chunks=40, downloads=40)
+    for number in range(1, 41):
+        assert isinstance(script.says(2, Grant(number))[0], ev.TakeChunk)

@@ -16,6 +16,7 @@ import trio
 import trio.testing
 import trustme
 
+from p2pdist.core.rate import TokenBucket
 from p2pdist.core.types import Digest, Repository
 from p2pdist.errors import (
     ConfigError,
@@ -65,6 +66,7 @@ async def client_of(
     ca_file: Path | None = None,
     allow_any: bool = False,
     connections: int = 8,
+    limit: TokenBucket | None = None,
 ) -> AsyncIterator[OriginClient]:
     client = OriginClient(
         {REPO.registry: RegistrySettings(registry.url, ca_file)},
@@ -73,6 +75,7 @@ async def client_of(
         connections=connections,
         rng=Random(1),
         deadlines=deadlines,
+        limit=limit,
     )
     try:
         yield client
@@ -418,6 +421,26 @@ async def test_a_cancelled_fetch_leaves_no_connection_open(registry: FakeRegistr
         nursery.cancel_scope.cancel()
     await registry.wait_connections(0)
     assert await fetched(origin, 0, 100) == BLOB[:100]
+
+
+async def test_all_fetches_together_are_no_faster_than_the_limit(
+    registry: FakeRegistry, quick_clock: trio.testing.MockClock
+) -> None:
+    limit = TokenBucket(1000, len(BLOB) // 2)
+    async with client_of(registry, deadlines=PATIENT, limit=limit) as client:
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetched, client, 0, 5000)
+            nursery.start_soon(fetched, client, 5000, len(BLOB))
+        least_s = (len(BLOB) - len(BLOB) // 2) / 1000
+        assert least_s <= trio.current_time() - began < 2 * least_s
+
+
+async def test_manifests_pass_the_limit(registry: FakeRegistry, mock_clock: trio.testing.MockClock) -> None:
+    limit = TokenBucket(1000, 1000)
+    limit.reserve(10**9, trio.current_time())
+    async with client_of(registry, deadlines=PATIENT, limit=limit) as client:
+        assert (await client.get_manifest(REPO, "v1")).body == MANIFEST
 
 
 async def test_no_more_ranges_than_allowed_are_fetched_at_once_and_manifests_pass_them(registry: FakeRegistry) -> None:

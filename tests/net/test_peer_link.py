@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
+from p2pdist.core.rate import TokenBucket
 from p2pdist.core.types import Checksum, PeerId
 from p2pdist.core.verify import checksum_of
 from p2pdist.core.wire import (
@@ -139,11 +141,24 @@ class End:
         return self.error
 
 
-def end(sock: socket.socket, peer: PeerId = BOB, early: list[Message] | None = None) -> End:
+def end(
+    sock: socket.socket,
+    peer: PeerId = BOB,
+    early: list[Message] | None = None,
+    limit: TokenBucket | None = None,
+) -> End:
     told = Recorder()
-    return End(
-        PeerLink(sock, hello(peer), told, decoder=Decoder(), early=[*(early or [])], dialled=True, source="test"), told
+    link = PeerLink(
+        sock,
+        hello(peer),
+        told,
+        decoder=Decoder(),
+        early=[*(early or [])],
+        dialled=True,
+        source="test",
+        limit=limit,
     )
+    return End(link, told)
 
 
 @asynccontextmanager
@@ -299,6 +314,68 @@ async def test_a_number_can_be_used_again_after_a_refusal(
         sender.link.send_chunk(1, chunk_file, 0, len(CHUNK), lambda: None)
         await receiver.told.until(lambda: 1 in receiver.told.chunks)
     assert receiver.told.chunks[1][0] == CHUNK
+
+
+# -------------------------------------------------------------------- limit
+
+RATE = 1_000_000
+
+
+@asynccontextmanager
+async def limited_pairs(count: int, limit: TokenBucket) -> AsyncIterator[list[tuple[End, End]]]:
+    """Run senders that share a limit, each with its receiver."""
+    sockets = [socket_pair() for _ in range(count)]
+    pairs = [(end(ours, limit=limit), end(theirs)) for ours, theirs in sockets]
+    async with running(*(each for pair in pairs for each in pair)):
+        yield pairs
+
+
+async def test_all_links_together_send_no_faster_than_the_limit(
+    chunk_file: int, quick_clock: trio.testing.MockClock
+) -> None:
+    limit = TokenBucket(RATE, SPAN_BYTES)
+    async with limited_pairs(3, limit) as pairs:
+        began = trio.current_time()
+        for sender, receiver in pairs:
+            for number in (1, 2):
+                receiver.link.expect(number, memoryview(bytearray(len(CHUNK))))
+                sender.link.send_chunk(number, chunk_file, 0, len(CHUNK), lambda: None)
+        for sender, receiver in pairs:
+            await receiver.told.until(lambda told=receiver.told: len(told.chunks) == 2)
+            await sender.told.until(lambda told=sender.told: len(told.sent) == 2)
+        least_s = (6 * len(CHUNK) - SPAN_BYTES) / RATE
+        assert least_s <= trio.current_time() - began < 1.05 * least_s
+    assert all(receiver.told.chunks[2] == (CHUNK, checksum_of(CHUNK)) for _, receiver in pairs)
+
+
+async def test_messages_pass_a_chunk_that_waits_for_the_limit(
+    chunk_file: int, mock_clock: trio.testing.MockClock
+) -> None:
+    limit = TokenBucket(RATE, SPAN_BYTES)
+    limit.reserve(SPAN_BYTES, trio.current_time())
+    async with limited_pairs(1, limit) as pairs:
+        ((sender, receiver),) = pairs
+        sender.link.send_chunk(1, chunk_file, 0, len(CHUNK), lambda: None)
+        for number in range(3):
+            await trio.testing.wait_all_tasks_blocked()
+            sender.link.send(Grant(number))
+            await receiver.told.until(lambda number=number: receiver.told.messages[-1:] == [Grant(number)])
+        assert not sender.told.sent
+        assert trio.current_time() == 0
+
+
+async def test_a_link_that_waits_for_the_limit_can_be_closed(
+    chunk_file: int, mock_clock: trio.testing.MockClock
+) -> None:
+    limit, released = TokenBucket(RATE, SPAN_BYTES), Released()
+    limit.reserve(SPAN_BYTES, trio.current_time())
+    async with limited_pairs(1, limit) as pairs:
+        ((sender, _),) = pairs
+        sender.link.send_chunk(1, chunk_file, 0, len(CHUNK), released.of(1))
+        await trio.testing.wait_all_tasks_blocked()
+        sender.link.close("enough")
+        await sender.wait_ended()
+    assert released == {1: 1}
 
 
 # -------------------------------------------------------------------- hello
