@@ -27,8 +27,8 @@ from p2pdist.config import Address
 from p2pdist.core import events as ev
 from p2pdist.core.pull import PullMachine
 from p2pdist.core.racks import place_of
-from p2pdist.core.routes import Registries
 from p2pdist.core.rate import TokenBucket, slots_within
+from p2pdist.core.routes import Registries
 from p2pdist.core.state import PullSettings
 from p2pdist.core.types import parse_peer_id
 from p2pdist.core.wire import SPAN_BYTES, VERSION, Hello, PeerAddress, Stored

@@ -415,5 +415,6 @@ async def test_limits_hold_between_agents_and_not_for_runtimes(
         await eventually(lambda: bool(giver.exchange.links and taker.exchange.links))
         began = trio.current_time()
         assert (await get(taker.mirror_at, f"{IMAGE}/blobs/{digest}")).body == LAYER
-        assert trio.current_time() - began >= (len(LAYER) - 0.1 * rate) / rate
-        assert taker.machine.counters.from_peers == len(LAYER)
+        from_peers = taker.machine.counters.from_peers
+        assert from_peers > rate / 2
+        assert trio.current_time() - began >= (from_peers - 0.1 * rate) / rate
