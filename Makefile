@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-# make venv | check (lint imports types) | test | test-fast | test-real | demo | bench | manifests | clean
+# make venv | check (lint imports types) | test | test-fast | test-real | fuzz | demo | bench | manifests | clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
 PYTEST := $(BIN)/pytest
 
-.PHONY: venv check lint imports types test test-fast test-real demo bench manifests clean
+.PHONY: venv check lint imports types test test-fast test-real fuzz demo bench manifests clean
 
 venv: $(STAMP)
 
@@ -35,6 +35,15 @@ test-fast: $(STAMP)
 test-real: $(STAMP)
 	@.ci/packages
 	$(PYTEST) -m real
+
+# docs/testing.md says what is fuzzed. TARGET=wire for one alone; SECONDS=600 each.
+TARGET := ranges manifest names challenge routes wire http
+SECONDS := 600
+
+fuzz: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@mkdir -p build/fuzz
+	@for target in $(TARGET); do $(BIN)/python -m tests.fuzz.run $$target build/fuzz -max_total_time=$(SECONDS) || exit 1; done
 
 # Without the packages the demo runs on plain loopback, with a registry of its own.
 demo: $(STAMP)
