@@ -32,6 +32,7 @@ from p2pdist.core.routes import Registries
 from p2pdist.core.state import PullSettings
 from p2pdist.core.types import parse_peer_id
 from p2pdist.core.wire import SPAN_BYTES, VERSION, Hello, PeerAddress, Stored
+from p2pdist.descriptors import connections_within
 from p2pdist.errors import ConfigError, InvalidInput, PeerUnavailable, StoreError
 from p2pdist.exchange import Exchange
 from p2pdist.images import Images
@@ -197,7 +198,7 @@ class Agent:
         self.settings.live.update(self._live(origin, mirror, images))
         admin = Admin(self.metrics, self.ready, self.status, names=[config.admin_listen.host])
         return (
-            HttpServer(mirror, Limits(connections=config.max_connections)),
+            HttpServer(mirror, Limits(connections=connections_within(config.max_connections))),
             HttpServer(admin, Limits(connections=ADMIN_CONNECTIONS)),
         )
 

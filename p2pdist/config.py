@@ -410,7 +410,10 @@ class AgentConfig:
     )
     degree: int = setting(20, "Peers that the agent keeps connections to.", low=2, high=200)
     max_connections: int = setting(
-        512, "Open connections to the mirror, and as many to the peer port.", low=8, high=65536
+        2048,
+        "Open connections to the mirror; beyond them the idle, the silent and the slow make room.",
+        low=8,
+        high=65536,
     )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "`debug`, `info`, `warning` or `error`.")
     log_format: Literal["auto", "console", "json"] = setting(

@@ -63,10 +63,13 @@ class Places(Protocol):
     def stopping(self) -> bool:
         """Whether each answer is to be the connection's last."""
 
-    def fresh(self, wait_s: float) -> AbstractContextManager[None]:
+    def fresh(self, wait_s: float) -> AbstractContextManager[trio.CancelScope]:
         """Bound the wait for the first request."""
 
-    def idle(self, wait_s: float) -> AbstractContextManager[None]:
+    def asking(self, wait_s: float) -> AbstractContextManager[trio.CancelScope]:
+        """Bound the wait for the rest of a request."""
+
+    def idle(self, wait_s: float) -> AbstractContextManager[trio.CancelScope]:
         """Bound the wait for another request."""
 
 
@@ -95,6 +98,11 @@ class Connection:
         """The wait for the application, which ends when the client hangs up."""
         self._first_byte_at: float | None = None
         self._sent_bytes = 0
+        self._blocked_at: float | None = None
+        """Since when bytes wait for the client to take some; None while none do."""
+        self._lap_at, self._lap_bytes = 0.0, 0
+        """When the client's pace was last looked at, and how much it had taken by then."""
+        self._slow = False
 
     def close(self) -> None:
         self._socket.close()
@@ -155,7 +163,7 @@ class Connection:
             await self._arrived.wait()
         return bool(self._input)
 
-    async def _requested(self, waiting: AbstractContextManager[None]) -> bool:
+    async def _requested(self, waiting: AbstractContextManager[trio.CancelScope]) -> bool:
         """Wait for the first byte of a request; False where none comes."""
         if self._input:
             # Sent ahead; others have their turn first.
@@ -169,14 +177,17 @@ class Connection:
 
     async def _read_request(self, parser: h11.Connection) -> Request | Response | None:
         """Return the next request, the answer to one that is refused unread, or None where the client left."""
+        self._wants_body = True
         request = self._parse(parser)
         if request is not None:
             return request
-        with trio.move_on_after(self._limits.header_s):
+        with self._places.asking(self._limits.header_s) as scope:
             while await self._receive():
                 request = self._parse(parser)
                 if request is not None:
                     return request
+            return None
+        if trio.current_time() < scope.deadline:
             return None
         return self._application.refuse(408, f"no complete request within {self._limits.header_s:g} s")
 
@@ -300,10 +311,20 @@ class Connection:
 
     async def _writable(self) -> None:
         """Wait until the client takes bytes. Raises _ClientGone where it takes none for too long."""
+        now = trio.current_time()
+        if now - self._lap_at >= self._limits.slow_s:
+            self._slow = self._sent_bytes - self._lap_bytes < self._limits.slow_bytes
+            self._lap_at, self._lap_bytes = now, self._sent_bytes
+        self._blocked_at = now
         with trio.move_on_after(self._limits.write_stall_s):
             await trio.lowlevel.wait_writable(self._socket)
+            self._blocked_at = None
             return
         raise _ClientGone("it takes no bytes")
+
+    def lags(self, now: float) -> bool:
+        """Whether the client has long taken so little of what is there for it that its place is better given away."""
+        return self._blocked_at is not None and (self._slow or now - self._blocked_at >= self._limits.slow_s)
 
     def _note_sent(self, sent_bytes: int) -> None:
         self._sent_bytes += sent_bytes
@@ -339,6 +360,8 @@ class Connection:
 
         What is not in the page cache is read by a thread first: `sendfile` would make everyone wait for the disk.
         """
+        # What it waited for until now is not the client's delay.
+        self._lap_at, self._lap_bytes, self._slow = trio.current_time(), self._sent_bytes, False
         long = stop - start > _SENDFILE_BYTES
         if long:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LONG_SEND_BUFFER_BYTES)

@@ -18,18 +18,24 @@ class Limits:
     """What a client may take. The defaults suit a node's own runtimes.
 
     Args:
-        connections: open at once; further ones wait in the listen queue, and displace idle ones.
+        connections: open at once. For further ones those make room, in this order, that are idle, that owe a request
+            for `patience_s`, that read too slowly; where none does, the new ones wait in the listen queue.
         header_bytes: request line and headers; beyond it 431.
         header_s: for the first byte of a connection, and again from a request's first byte to the end of its headers.
         idle_s: between two requests.
         write_stall_s: without the client taking a byte.
+        patience_s: how long a client that owes a request keeps its place while others wait for one.
+        slow_s: a reader that takes less than `slow_bytes` in so long loses its place to others that wait.
     """
 
-    connections: int = 512
+    connections: int = 2048
     header_bytes: int = 16 * 1024
     header_s: float = 5.0
     idle_s: float = 30.0
     write_stall_s: float = 60.0
+    patience_s: float = 1.0
+    slow_s: float = 5.0
+    slow_bytes: int = 64 * 1024
 
 
 class ByteSource(Protocol):

@@ -416,7 +416,7 @@ async def test_a_full_server_takes_the_next_client_when_one_ends(connect: Connec
     await first.send(request("/hang"))
     await application.entered.wait()
     await second.send(request("/a"))
-    assert server.statistics() == {"connections": 1, "idle": 0}
+    assert server.statistics() == {"connections": 1, "idle": 0, "displaced": 0}
     await first.stream.aclose()
     assert (await second.answer()).body == b"/a"
 
@@ -445,6 +445,85 @@ async def test_a_full_server_keeps_no_connection_open_while_others_wait(
     application.blob.arrive(LARGE_BYTES)
     assert await first.rest(reading) == application.blob.data
     assert (await second.answer()).body == b"/b"
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /slow HTTP/1.1\r\nHo"], ids=["nothing", "half a request"])
+async def test_a_full_server_drops_a_client_that_owes_a_request_for_long(
+    connect: Connect, nursery: trio.Nursery, quick_clock: trio.testing.MockClock, said: bytes
+) -> None:
+    _, server, port = await serve(nursery, connections=1, header_s=1000.0)
+    first = await connect(port)
+    await first.send(said)
+    began = trio.current_time()
+    assert (await (await connect(port)).get("/b")).body == b"/b"
+    assert await first.ends() == b""
+    assert 1.0 <= trio.current_time() - began < 2.0
+    assert server.statistics()["displaced"] == 1
+
+
+async def test_a_full_server_drops_a_reader_that_takes_next_to_nothing(
+    connect: Connect, nursery: trio.Nursery, quick_clock: trio.testing.MockClock
+) -> None:
+    _, _, port = await serve(nursery, connections=2, write_stall_s=1000.0)
+    stalled, slow = await connect(port), await connect(port)
+    for client in (stalled, slow):
+        await client.send(request("/file"))
+        await client.start()
+    await slow.stream.receive_some(1)
+    await (await connect(port)).send(request("/hang"))
+    assert (await (await connect(port)).get("/b")).body == b"/b"
+    for client in (stalled, slow):
+        with pytest.raises(trio.BrokenResourceError):
+            while await client.stream.receive_some(1 << 20):
+                pass
+
+
+async def test_a_full_server_keeps_a_reader_that_takes_what_there_is(
+    connect: Connect, nursery: trio.Nursery, quick_clock: trio.testing.MockClock
+) -> None:
+    application, server, port = await serve(nursery, connections=1)
+    application.blob.arrived_bytes = 1000
+    first = await connect(port)
+    await first.send(request("/file"))
+    _, reading = await first.start()
+    second = await connect(port)
+    await second.send(request("/b"))
+    await trio.sleep(100)
+    application.blob.arrive(LARGE_BYTES)
+    body = b""
+    while len(body) < LARGE_BYTES:
+        await trio.sleep(1)
+        body += await first.read_exactly(reading, min(1 << 20, LARGE_BYTES - len(body)))
+    assert body == application.blob.data
+    assert (await second.answer()).body == b"/b"
+    assert server.statistics()["displaced"] <= 1
+
+
+async def test_idle_clients_make_room_first_then_silent_ones_then_slow_readers(
+    connect: Connect, nursery: trio.Nursery, quick_clock: trio.testing.MockClock
+) -> None:
+    _, _, port = await serve(nursery, connections=4, idle_s=1000.0, header_s=1000.0, write_stall_s=1000.0)
+    reader, half, silent, idle = [await connect(port) for _ in range(4)]
+    await reader.send(request("/file"))
+    await reader.start()
+    await half.send(b"GET")
+    await idle.get("/idle")
+    await trio.sleep(10)
+    ended: list[str] = []
+
+    async def watch(name: str, client: Client) -> None:
+        await client.ends()
+        ended.append(name)
+
+    async with trio.open_nursery() as watching:
+        for name, client in (("half", half), ("silent", silent), ("idle", idle)):
+            watching.start_soon(watch, name, client)
+        for _ in range(3):
+            busy = await connect(port)
+            await busy.send(request("/hang"))
+            await trio.sleep(2)
+    assert ended == ["idle", "silent", "half"]
+    assert (await (await connect(port)).get("/last")).body == b"/last"
 
 
 async def test_stop_lets_a_running_answer_end_and_closes_idle_connections(connect: Connect) -> None:
