@@ -477,6 +477,7 @@ class PullMachine:
     # --------------------------------------------------------------- peers
 
     def _peer_connected(self, peer_id: PeerId, rack: str) -> None:
+        self._peer_lost(peer_id)
         peer = self.book.add(Peer(peer_id, rack))
         self._leasing.met()
         for progress in self.state.wanted():
@@ -484,8 +485,7 @@ class PullMachine:
                 self.state.share_with(peer, progress, reply=False)
 
     def _peer_lost(self, peer_id: PeerId) -> None:
-        peer = self.book.pop(peer_id)
-        if peer is None:
+        if (peer := self.book.pop(peer_id)) is None:
             return
         self._giving.lost(peer)
         for blob in list(peer.shared):
@@ -519,7 +519,7 @@ class PullMachine:
             case wire.Refuse():
                 self._taking.refused(peer, message.number)
             case wire.Cancel():
-                self.state.out.append(ev.CancelSend(peer=peer.peer_id, number=message.number))
+                self._giving.cancelled(peer, message.number)
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} from a peer")
 

@@ -9,9 +9,10 @@ SWARM lesson 2).
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
-from p2pdist.core.events import SendChunk
+from p2pdist.core.events import CancelSend, SendChunk
 from p2pdist.core.peerbook import Upload
 from p2pdist.core.wire import Decline, Grant, Have, Refuse, Take, pack_indices
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from p2pdist.core.peerbook import Peer
     from p2pdist.core.racks import Racks
     from p2pdist.core.state import SwarmState
+    from p2pdist.core.types import PeerId
 
 GRANT_TIMEOUT_S = 3.0
 """A grant that is not answered so long is taken back."""
@@ -31,6 +33,10 @@ UPLOAD_TIMEOUT_S = 60.0
 """A slot is freed after this in any case; the link's own stall deadline is shorter."""
 HUNGRY_FOR_S = 0.3
 """A peer that says Room is granted to before others for so long, once."""
+FIRST_GAINS = 4
+"""For each so many chunks gained in this pull, one more is sent at a time, up to all slots. While there is little to
+give, its copies leave one by one, so that the first can be passed on early; later, many at a time fill the link though
+some receivers are busy."""
 PER_PEER = 2
 """Grants to one peer at a time: the second hides the round trip of the first."""
 
@@ -42,6 +48,9 @@ class Giving:
         self.slots_used = 0
         self._racks = racks
         self._state = state
+        self._line: deque[tuple[PeerId, int]] = deque()
+        """Grants taken whose chunks wait for their turn on our link."""
+        self._under_way: set[tuple[PeerId, int]] = set()
 
     def grant(self) -> None:
         """Offer free slots."""
@@ -89,8 +98,8 @@ class Giving:
         ours = progress is not None and progress.shared and progress.offered >> message.index & 1
         if upload is not None and upload.blob is None and ours:
             upload.blob, upload.index, upload.since = message.blob, message.index, state.now
-            number, blob, index = message.number, message.blob, message.index
-            state.out.append(SendChunk(peer=peer.peer_id, number=number, blob=blob, index=index))
+            self._line.append((peer.peer_id, message.number))
+            self._begin()
             return
         state.send(peer, Refuse(message.number))
         if progress is not None and ours:
@@ -99,6 +108,30 @@ class Giving:
         elif upload is not None and upload.blob is None:
             self.free(peer, message.number)
             self.grant()
+
+    def _begin(self) -> None:
+        """Send the next chunks in line, as far as our link should carry them."""
+        while self._line and len(self._under_way) < self._at_once():
+            peer_id, number = self._line.popleft()
+            upload = self._state.book.peers[peer_id].uploads[number]
+            assert upload.blob is not None
+            self._under_way.add((peer_id, number))
+            self._state.out.append(SendChunk(peer=peer_id, number=number, blob=upload.blob, index=upload.index))
+
+    def _at_once(self) -> int:
+        """Return how many chunks to send at a time: few while we have few."""
+        state = self._state
+        most = state.settings.upload_slots
+        return min(most, 1 + (state.gains - state.gains_before) // FIRST_GAINS) if state.wanted() else most
+
+    def cancelled(self, peer: Peer, number: int) -> None:
+        """Stop sending a chunk, or take it out of the line."""
+        if (peer.peer_id, number) in self._line:
+            self._state.send(peer, Refuse(number))
+            self.free(peer, number)
+            self.grant()
+        else:
+            self._state.out.append(CancelSend(peer=peer.peer_id, number=number))
 
     def declined(self, peer: Peer, message: Decline) -> None:
         state = self._state
@@ -127,12 +160,20 @@ class Giving:
         self.grant()
 
     def free(self, peer: Peer, number: int) -> None:
-        if peer.uploads.pop(number, None) is not None:
-            self.slots_used -= 1
+        if peer.uploads.pop(number, None) is None:
+            return
+        self.slots_used -= 1
+        if (key := (peer.peer_id, number)) in self._under_way:
+            self._under_way.discard(key)
+            self._begin()
+        elif key in self._line:
+            self._line.remove(key)
 
     def lost(self, peer: Peer) -> None:
-        self.slots_used -= len(peer.uploads)
-        peer.uploads.clear()
+        """Give up all slots of a peer that has gone."""
+        self._line = deque(key for key in self._line if key[0] != peer.peer_id)
+        for number in list(peer.uploads):
+            self.free(peer, number)
 
     def expire(self, peer: Peer) -> None:
         """Take back slots that the peer does not use."""

@@ -65,6 +65,8 @@ class SwarmState:
     """Whether a scheduler is connected: then it leases, otherwise rendezvous hashing does."""
     gains: int = 0
     """Grows whenever this agent has something new to give."""
+    gains_before: int = 0
+    """Gains before the pulls that go on were started."""
     helped_at: float = 0.0
     """When somebody last helped: a chunk came from a peer, or the scheduler leased one to us."""
     _wanted: list[Progress] | None = None
@@ -74,6 +76,8 @@ class SwarmState:
         if self._wanted is None:
             self._wanted = [progress for progress in self.blobs.values() if progress.wanted]
             self._wanted.sort(key=lambda progress: progress.order)
+            if not self._wanted:
+                self.gains_before = self.gains
         return self._wanted
 
     def wanted_changed(self) -> None:

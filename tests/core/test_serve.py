@@ -10,7 +10,7 @@ import pytest
 
 from p2pdist.core import events as ev
 from p2pdist.core.peerbook import Peer, Upload
-from p2pdist.core.serve import GRANT_TIMEOUT_S, PARK_S, UPLOAD_TIMEOUT_S, choose
+from p2pdist.core.serve import FIRST_GAINS, GRANT_TIMEOUT_S, PARK_S, UPLOAD_TIMEOUT_S, choose
 from p2pdist.core.wire import Cancel, Decline, Grant, Refuse, Room, Take
 from tests.script import CHUNK, B, Script, have, send, share
 from tests.strategies import digest, peer
@@ -149,6 +149,44 @@ def test_a_peer_may_call_off_its_chunk() -> None:
     script, _ = seeding(2)
     script.says(2, Take(1, B, 3))
     assert script.says(2, Cancel(1)) == [ev.CancelSend(peer=peer(2), number=1)]
+
+
+def starting(*wanting: int, gained: int = 1) -> tuple[Script, list[ev.Command]]:
+    """An agent that pulls B, has so many of its 40 chunks, and whose peers have all taken chunk 0."""
+    script = Script(upload_slots=6)
+    script.connect(*wanting)
+    script.start(40, have=range(gained))
+    for number in wanting:
+        script.says(number, share([], size=40 * CHUNK))
+    return script, [command for number in wanting for command in script.says(number, Take(1, B, 0))]
+
+
+def chunk_to(number: int) -> ev.SendChunk:
+    return ev.SendChunk(peer=peer(number), number=1, blob=B, index=0)
+
+
+def test_copies_of_the_first_chunks_leave_one_after_the_other_in_the_order_taken() -> None:
+    script, out = starting(2, 3, 4)
+    assert out == [chunk_to(2)]
+    assert chunk_to(3) in sent(script, 2, 1)
+    assert chunk_to(4) in sent(script, 3, 1)
+
+
+def test_who_has_many_chunks_sends_as_many_at_a_time_as_there_are_slots() -> None:
+    assert starting(2, 3, 4, gained=FIRST_GAINS)[1] == [chunk_to(2), chunk_to(3)]
+    assert starting(2, 3, 4, gained=2 * FIRST_GAINS)[1] == [chunk_to(2), chunk_to(3), chunk_to(4)]
+
+
+def test_a_chunk_that_is_called_off_in_the_line_is_refused_and_never_sent() -> None:
+    script, _ = starting(2, 3, 4)
+    assert script.says(3, Cancel(1))[0] == send(3, Refuse(1))
+    assert chunk_to(4) in sent(script, 2, 1)
+
+
+def test_who_is_lost_holds_nobody_up_and_who_comes_back_finds_nothing_in_the_line() -> None:
+    script, _ = starting(2, 3, 4)
+    script.on(ev.PeerConnected(peer=peer(3)))
+    assert chunk_to(4) in script.on(ev.PeerLost(peer=peer(2)))
 
 
 def test_what_has_left_of_a_blob_that_is_gone_is_not_counted() -> None:

@@ -36,6 +36,8 @@ from scheduler import swarm as module
 from scheduler.pace import LEASES_MAX
 from scheduler.pace import LEASES_MIN as LEASES
 from scheduler.swarm import (
+    CROWD,
+    CROWD_LEASES,
     FAILED_PAUSE_S,
     LEASE_S,
     MAX_PAUSE_S,
@@ -202,6 +204,12 @@ def test_a_member_has_no_more_leases_than_its_share(members: int, most: int) -> 
     assert len(given_) == LEASES
     counts = [sum(to == number for to, _ in given_) for number in range(1, members + 1)]
     assert max(counts) <= most
+
+
+def test_a_crowd_gets_some_leases_more() -> None:
+    script = Script(*range(1, CROWD + 1))
+    few = sum(len(leases(script.says(number, joining()))) for number in range(1, CROWD))
+    assert (few, len(leases(script.says(CROWD, joining())))) == (LEASES, CROWD_LEASES)
 
 
 def test_the_first_chunk_of_each_blob_comes_first_then_the_order_of_the_joins() -> None:
