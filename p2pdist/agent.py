@@ -324,6 +324,7 @@ class Agent:
             self.config.site,
             self.config.rack,
             advertised.host,
+            __version__,
         )
 
     def _scheduler_changed(self, connected: bool) -> None:
@@ -367,6 +368,12 @@ class Agent:
             "rack": self.config.rack,
             "mirror": str(self.mirror_at),
             "mdns": self.mdns_state,
+            "data_dir": str(self.config.data_dir),
+            "data_dir_writable": os.access(self.config.data_dir, os.W_OK | os.X_OK, effective_ids=True),
+            "registries": {
+                name: {"url": entry.url, "ca_file": str(entry.ca_file) if entry.ca_file else None}
+                for name, entry in self.config.registries.items()
+            },
             "peers": [self._peer_status(peer_id) for peer_id in self.exchange.links],
             "scheduler": {
                 "configured": [str(address) for address in self.config.scheduler],
@@ -408,6 +415,7 @@ class Agent:
             "address": link.address,
             "site": link.hello.site,
             "rack": link.hello.rack,
+            "version": link.hello.software,
             "source": link.source,
             "up_bytes": peer.up_bytes,
             "down_bytes": peer.down_bytes,

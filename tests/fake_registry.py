@@ -261,6 +261,8 @@ class FakeRegistry:
         refusal = self._check(headers, path)
         if refusal is not None:
             return refusal
+        if path == "/v2/":
+            return _Response(200, {}, b"{}")
         match = re.fullmatch(r"/v2/(.+)/(manifests|blobs)/([^/]+)", path)
         if match and match[2] == "blobs" and match[3] in self.blobs:
             return self._blob(self.blobs[Digest(match[3])], headers, fault)

@@ -58,7 +58,7 @@ def test_help_lists_every_verb_of_the_contract() -> None:
     result = invoke("--help")
     assert result.exit_code == 0
     listed = [line.split()[0] for line in result.output.partition("Commands:")[2].splitlines() if line.strip()]
-    assert set(listed) >= {"agent", "bench", "demo", "pull", "scheduler", "setup", "status"}
+    assert set(listed) >= {"agent", "bench", "demo", "doctor", "pull", "scheduler", "setup", "status"}
 
 
 def test_version_names_the_program() -> None:

@@ -76,6 +76,8 @@ class Hello(Message):
     rack: str
     host: str
     """The address to dial where it differs from the connection's source; else empty."""
+    software: str = ""
+    """The sender's version of p2pdist, for people."""
 
 
 @dataclass(frozen=True, slots=True)

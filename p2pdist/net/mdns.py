@@ -111,6 +111,34 @@ def read_service(info: ServiceInfo, cluster: str, own_id: str, own: Sequence[Int
     return PeerAddress(peer_id, nearest(addresses, own), info.port, site, rack)
 
 
+async def browse(cluster: str, seconds: float) -> list[PeerAddress]:
+    """Return the agents of a cluster that are heard within so many seconds, one on this host among them.
+
+    Raises:
+        PeerUnavailable: multicast does not work here; the message says why.
+    """
+    heard: dict[str, PeerAddress] = {}
+    token = trio.lowlevel.current_trio_token()
+    interfaces = await trio.to_thread.run_sync(_own_interfaces)
+    listener = _Listener(cluster, "", interfaces, token, lambda address: heard.update({address.peer_id: address}))
+
+    def begin() -> Zeroconf:
+        zc = Zeroconf(interfaces=InterfaceChoice.All)
+        zc.add_service_listener(SERVICE, listener)
+        return zc
+
+    try:
+        zc = await trio.to_thread.run_sync(begin)
+    except (OSError, Error) as error:
+        raise PeerUnavailable(f"mDNS is off: {str(error) or type(error).__name__}") from error
+    try:
+        await trio.sleep(seconds)
+    finally:
+        with trio.move_on_after(CLOSE_S, shield=True):
+            await trio.to_thread.run_sync(zc.close, abandon_on_cancel=True)
+    return list(heard.values())
+
+
 @asynccontextmanager
 async def discovery(own: PeerAddress, cluster: str, found: Callable[[PeerAddress], None]) -> AsyncIterator[None]:
     """Announce this agent and call `found` for each other one of the cluster, while the context is open.

@@ -49,7 +49,7 @@ def route(view: View, places: Places, registry: str) -> Route:
         if len(found.hosts) > 1 or registry != "docker.io":
             return found
     mirrors = _mirrors(config, path) if registry == "docker.io" else []
-    return Route((*mirrors, hosts_toml.origin_url(registry)), where=path)
+    return Route((*mirrors, hosts_toml.origin_url(registry)), where=path, possible=registry == "docker.io")
 
 
 def _parsed(text: str | None, path: str) -> dict[str, Any]:

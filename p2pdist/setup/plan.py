@@ -160,11 +160,13 @@ class Route:
         hosts: base URLs in the order in which they are asked.
         by_path: whether the registry's name is part of the path (podman), and not a query (containerd).
         where: the file that says so, or what is missing.
+        possible: whether the runtime can have a mirror for this registry at all.
     """
 
     hosts: tuple[str, ...]
     by_path: bool = False
     where: str = ""
+    possible: bool = True
 
 
 class Runtime(Protocol):
