@@ -184,7 +184,7 @@ class FakeRegistry:
         try:
             connection = h11.Connection(h11.SERVER)
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
-                while await self._serve_one(stream, connection):
+                while await self._serve_one(stream, connection) and connection.our_state is not h11.MUST_CLOSE:
                     connection.start_next_cycle()
         finally:
             with trio.CancelScope(shield=True):

@@ -33,6 +33,9 @@ CONTRACT_FLAGS = (
     "--site TEXT",
     "--rack TEXT",
     "--no-mdns",
+    "--upload-limit TEXT",
+    "--download-limit TEXT",
+    "--origin-limit TEXT",
 )
 
 
