@@ -98,14 +98,18 @@ class Ctr(Runtime):
         file = self.directory / "config.toml"
         file.write_text(self.config.format(directory=self.directory, fetch_bytes=_FETCH_BYTES))
         command = [*OWN_MOUNTS, str(self.program()), "--config", str(file)]
-        daemon = cluster.group.start(self.host, f"containerd-{self.host.name}-{self.directory.name}", command)
+        self._daemon = cluster.group.start(self.host, f"containerd-{self.directory.name}", command)
 
         async def answers() -> bool:
-            daemon.check()
+            self._daemon.check()
             return self._socket.exists() and await self._ready()
 
         await until(answers, "containerd answers")
         yield self
+
+    def log(self) -> str:
+        """Return what the daemon has written so far."""
+        return self._daemon.log.read_text(errors="replace")
 
     async def pull(self, reference: str) -> None:
         options = ["--hosts-dir", str(self.directory / "certs.d"), "--snapshotter", _SNAPSHOTTER]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.real.cluster import ALONE, MDNS, SCHEDULER
+from tests.real.containerd import Cri2
 from tests.real.runtimes import Runtime, expect_only_agents_at_the_origin, running
 
 if TYPE_CHECKING:
@@ -42,6 +43,19 @@ async def test_a_cold_pull_comes_through_the_agent_and_once_from_the_origin_a_wa
             assert warm["to_runtime"] - cold["to_runtime"] >= image.pull_bytes
             assert warm["from_origin"] == cold["from_origin"]
         expect_only_agents_at_the_origin(cluster, kind)
+
+
+async def test_containerd_2_would_fetch_parts_of_a_layer_at_once_and_is_given_one_stream(
+    image: Image, cluster_of: ClusterOf, require: Callable[[str, str], str]
+) -> None:
+    """Its readers of parts do not go on at the origin when the agent is gone; that of a stream does."""
+    Cri2.require(require)
+    async with cluster_of(image, nodes=1, found_by=ALONE) as cluster:
+        (agent,) = await cluster.start("node1")
+        async with running(Cri2, cluster, agent) as runtime:
+            await runtime.pull(":v1")
+            await runtime.expect(image)
+            assert runtime.log().count("forcing parallelism to 1") == len((image.root, *image.parts))
 
 
 @pytest.mark.parametrize("found_by", [SCHEDULER, MDNS])
