@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import pytest
 
 from bench.lab.agents import REGISTRY_NAME
 from tests.real.cluster import run_to_end, until
-from tests.real.cri import ImageService
+from tests.real.cri import CriError, ImageService
 from tests.real.runtimes import NAME, OWN_MOUNTS, Runtime, expect_files
 
 if TYPE_CHECKING:
@@ -154,8 +154,11 @@ class Cri(Ctr):
         await super().expect(image)
 
     async def _ready(self) -> bool:
-        await ImageService(self._socket).status("none")
-        return True
+        # The plugin says for a moment that it is not initialized.
+        with suppress(CriError, OSError):
+            await ImageService(self._socket).status("none")
+            return True
+        return False
 
 
 class Cri2(Cri):
