@@ -206,10 +206,11 @@ def test_both_units_come_up_and_say_how_they_are(machine: Machine) -> None:
 
 def test_the_agent_runs_as_a_user_of_its_own_who_alone_sees_the_blobs(machine: Machine) -> None:
     machine.await_("p2pdist-agent", ActiveState="active")
-    owner = machine.run("stat", "-c", "%u %a", "/var/lib/private/p2pdist").split()
+    owner = machine.run("stat", "-c", "%u %a", "/var/lib/p2pdist/agent/").split()
     assert owner[1] == "700"
     assert int(owner[0]) > 0
     assert machine.run("stat", "-c", "%u", f"/proc/{machine.shows('p2pdist-agent', 'MainPID')}").split() == owner[:1]
+    assert machine.run("stat", "-c", "%u %a", "/var/lib/p2pdist/").split() == ["0", "755"]
 
 
 def test_the_hardening_leaves_mdns_alone(machine: Machine) -> None:
