@@ -14,7 +14,6 @@ import shutil
 import signal
 import time
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -99,20 +98,12 @@ class Agent:
         )
         self.peer_id = _identity(config.data_dir)
         rng = random.Random()
-        rack = place_of(config.site, config.rack)
-        upload = config.upload_limit
-        settings = PullSettings(
-            upload_slots=slots_within(upload, config.upload_slots) if upload else config.upload_slots,
-            downloads=config.downloads,
-            download_bytes_per_s=config.download_limit,
-            rack=rack,
-        )
-        self.machine = PullMachine(self.peer_id, rng, settings)
+        self.machine = PullMachine(self.peer_id, rng, _swarm_settings(config))
         self.neighbourhood = Neighbourhood(
             self._hello,
             degree=config.degree,
             max_peers=min(config.max_connections, 4 * config.degree),
-            upload_limit=TokenBucket.smooth(upload, SPAN_BYTES) if upload else None,
+            upload_limit=_bucket(config.upload_limit, SPAN_BYTES),
         )
         self.exchange = self.neighbourhood.exchange = Exchange(self.machine, self.neighbourhood.learn)
         self.tracker = None
@@ -215,8 +206,11 @@ class Agent:
             return commit
 
         def swarm(new: AgentConfig) -> Commit:
-            settings = replace(self.machine.state.settings, upload_slots=new.upload_slots, downloads=new.downloads)
-            return partial(setattr, self.machine.state, "settings", settings)
+            def commit() -> None:
+                self.machine.tune(_swarm_settings(new))
+                self.neighbourhood.limit_uploads(_bucket(new.upload_limit, SPAN_BYTES))
+
+            return commit
 
         return {
             "registries": registries,
@@ -228,6 +222,9 @@ class Agent:
             "store_min_free": self._store_room,
             "upload_slots": swarm,
             "downloads": swarm,
+            "upload_limit": swarm,
+            "download_limit": swarm,
+            "origin_limit": lambda new: partial(setattr, origin, "limit", _bucket(new.origin_limit, READ_BYTES)),
             "log_level": _logging,
             "log_format": _logging,
             "shutdown_grace_s": read_when_used,
@@ -252,7 +249,7 @@ class Agent:
             credentials=DockerConfig(config.docker_config) if config.docker_config is not None else None,
             connections=ORIGIN_CONNECTIONS,
             rng=self._rng,
-            limit=TokenBucket.smooth(config.origin_limit, READ_BYTES) if config.origin_limit else None,
+            limit=_bucket(config.origin_limit, READ_BYTES),
         )
 
     def _sharing(self, origin: OriginClient) -> Callable[[Repository], bool]:
@@ -446,6 +443,21 @@ def _store_limits(config: AgentConfig) -> StoreLimits:
     """Return the store's watermarks; without `store_max` 80% of the file system."""
     maximum = config.store_max or int(0.8 * shutil.disk_usage(config.data_dir).total)
     return StoreLimits(maximum, int(config.store_low * maximum), config.store_min_free)
+
+
+def _swarm_settings(config: AgentConfig) -> PullSettings:
+    upload = config.upload_limit
+    return PullSettings(
+        upload_slots=slots_within(upload, config.upload_slots) if upload else config.upload_slots,
+        downloads=config.downloads,
+        download_bytes_per_s=config.download_limit,
+        rack=place_of(config.site, config.rack),
+    )
+
+
+def _bucket(bytes_per_s: int, largest_bytes: int) -> TokenBucket | None:
+    """Return what holds a stream to a limit; 0 is none."""
+    return TokenBucket.smooth(bytes_per_s, largest_bytes) if bytes_per_s else None
 
 
 def _registry_settings(config: AgentConfig) -> dict[str, RegistrySettings]:

@@ -69,6 +69,12 @@ class Neighbourhood:
         self._greeting = 0
         self._changed = trio.Event()
 
+    def limit_uploads(self, limit: TokenBucket | None) -> None:
+        """Hold what all peers together are sent to another limit, or to none."""
+        self._upload_limit = limit
+        for link in self.exchange.links.values():
+            link.limit = limit
+
     def learn(self, address: PeerAddress, source: str) -> None:
         """Take note of a peer; dial it soon if it is one to be connected to."""
         if address.peer_id == self._own_hello().peer_id:

@@ -264,15 +264,35 @@ async def test_a_reload_spares_the_pulls_that_run(tmp_path: Path, registry: Fake
 async def test_a_reload_takes_limits_in_and_leaves_what_needs_a_restart(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     async with reloading(config) as (agent, reload):
-        asked = replace(config, upload_slots=2, downloads=3, store_max=1 << 30, prefetch=False, cluster="other")
+        limits = {"download_limit": 20_000_000, "origin_limit": 30_000_000}
+        asked = replace(
+            config, upload_slots=2, downloads=3, store_max=1 << 30, prefetch=False, cluster="other", **limits
+        )
         await reload(asked)
         assert agent.config == replace(asked, cluster="default")
         settings = agent.machine.state.settings
         assert (settings.upload_slots, settings.downloads, agent.images.prefetch) == (2, 3, False)
+        assert settings.download_bytes_per_s == 20_000_000
         assert agent.status()["store"]["max_bytes"] == 1 << 30  # type: ignore[index]
         metrics = (await get(agent.admin_at, "/metrics")).body.decode()
         assert "p2pdist_config_reloads_total 1.0" in metrics
         assert "p2pdist_config_reload_failed 0.0" in metrics
+
+
+async def test_a_reload_limits_the_links_that_are_there(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "a")
+    # The agent that began last hears the signals of this process.
+    async with running(config_of(tmp_path / "b")) as other, reloading(config) as (agent, reload):
+        other.neighbourhood.learn(address_of(agent), "mdns")
+        await eventually(lambda: bool(agent.exchange.links))
+        (link,) = agent.exchange.links.values()
+        await reload(replace(config, upload_limit=4_000_000))
+        assert link.limit is not None
+        assert link.limit.bytes_per_s == 4_000_000
+        assert agent.machine.state.settings.upload_slots < config.upload_slots
+        await reload(config)
+        assert link.limit is None
+        assert agent.machine.state.settings.upload_slots == config.upload_slots
 
 
 async def test_a_ca_file_that_is_gone_leaves_the_old_settings(tmp_path: Path, registry: FakeRegistry) -> None:

@@ -66,6 +66,11 @@ class PullMachine:
         self._orders = 0
         self._flushed_at = 0.0
 
+    def tune(self, settings: PullSettings) -> None:
+        """Take other limits; what is on its way goes on."""
+        self.state.settings = settings
+        self._taking.limit()
+
     def handle(self, event: ev.Event, now: float) -> list[ev.Command]:
         """Take in what happened at `now` (monotonic seconds) and return what to do, in order.
 

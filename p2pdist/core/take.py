@@ -61,7 +61,12 @@ class Taking:
         self._chunk_s = 0.0
         self._waiting: dict[PeerId, None] = {}
         self._hungry_at = float("-inf")
-        rate = state.settings.download_bytes_per_s
+        self._limit: TokenBucket | None = None
+        self.limit()
+
+    def limit(self) -> None:
+        """Hold to `settings.download_bytes_per_s` from now on."""
+        rate = self._state.settings.download_bytes_per_s
         self._limit = TokenBucket(rate, int(MAX_CHUNK_BYTES + LOOK_S * rate)) if rate else None
 
     def _room(self) -> int:

@@ -117,7 +117,8 @@ class OriginClient:
         deadlines: Deadlines | None = None,
         limit: TokenBucket | None = None,
     ) -> None:
-        self._limit = limit
+        self.limit = limit
+        """May be replaced at any time; what is being fetched keeps to the old one."""
         self._allow_any = allow_any
         self._credentials = credentials
         self._connections = connections
@@ -260,7 +261,7 @@ class OriginClient:
             self._remember(upstream, repository, digest, answer)
             before = window.done
             try:
-                await window.receive(answer, self._limit)
+                await window.receive(answer, self.limit)
             finally:
                 upstream.counters.bytes += window.done - before
 

@@ -212,7 +212,8 @@ class PeerLink:
         self._incoming: dict[int, _Incoming] = {}
         self._wake = trio.Event()
         self._lowat = 1
-        self._limit = limit
+        self.limit = limit
+        """May be replaced at any time."""
         self._due: float | None = None
         """When the next frame, which the limit has been charged for, may go."""
         self._scope = trio.CancelScope()
@@ -338,7 +339,7 @@ class PeerLink:
                     self._queue.clear()
                     await _send_all(self._sock, data)
                 elif self._jobs:
-                    if self._limit is None or await self._in_turn(self._limit, self._jobs[0]):
+                    if self.limit is None or await self._in_turn(self.limit, self._jobs[0]):
                         await self._send_frame(self._jobs[0])
                 else:
                     self._wake = trio.Event()
