@@ -34,11 +34,12 @@ from p2pdist.core.wire import SPAN_BYTES, VERSION, Hello, PeerAddress, Stored
 from p2pdist.descriptors import connections_within
 from p2pdist.errors import ConfigError, InvalidInput, PeerUnavailable, StoreError
 from p2pdist.exchange import Exchange
+from p2pdist.gate import Gate
 from p2pdist.images import Images
 from p2pdist.metrics import AgentCollector
 from p2pdist.neighbours import Neighbourhood
 from p2pdist.net.admin import Admin
-from p2pdist.net.credentials import DockerConfig
+from p2pdist.net.credentials import CredentialFiles
 from p2pdist.net.http_messages import Limits
 from p2pdist.net.http_server import HttpServer, open_listeners
 from p2pdist.net.mdns import discovery
@@ -51,13 +52,15 @@ from p2pdist.reload import Reloader, read_when_used
 from p2pdist.service import ServiceManager
 from p2pdist.store.disk import DiskStore
 from p2pdist.store.eviction import Limits as StoreLimits
+from p2pdist.store.resolved import ResolvedTags
+from p2pdist.tags import Resolver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from p2pdist.config import AgentConfig
-    from p2pdist.core.types import Digest, PeerId, Repository
+    from p2pdist.core.types import Digest, PeerId
     from p2pdist.reload import Commit, Prepare
 
 log = structlog.get_logger(__name__)
@@ -143,10 +146,8 @@ class Agent:
         origin = self._origin()
         stack.push_async_callback(_close_in_time, origin)
         async with trio.open_nursery() as nursery:
-            puller = Puller(self.store, origin, self.exchange, nursery, may_share=self._sharing(origin))
-            images = Images(self.store, origin, puller, nursery, prefetch=config.prefetch)
-            stack.callback(puller.close)
-            self._join_up(puller, images)
+            images = self._images(origin, nursery)
+            stack.callback(self.puller.close)
             self.metrics.register(AgentCollector(self, origin))
             ProcessCollector(registry=self.metrics)
             PlatformCollector(registry=self.metrics)
@@ -166,7 +167,7 @@ class Agent:
                 admin=str(self.admin_at),
                 peer_id=self.peer_id,
             )
-            log.info("no cluster identity: peers are not authenticated, and only public content is shared")
+            self._say_what_is_shared()
             async with trio.open_nursery() as serving:
                 await serving.start(self._heed_signals, mirror)
                 nursery.start_soon(self._service.watch, self._state_line)
@@ -216,6 +217,11 @@ class Agent:
             "registries": registries,
             "allow_any_registry": registries,
             "default_registry": registries,
+            "access": self._policy,
+            "tags": self._policy,
+            "docker_config": self._policy,
+            "tag_ttl_s": lambda new: partial(setattr, self.resolver, "ttl_s", new.tag_ttl_s),
+            "public_ttl_s": lambda new: partial(setattr, self.gate, "public_ttl_s", new.public_ttl_s),
             "prefetch": lambda new: partial(setattr, images, "prefetch", new.prefetch),
             "store_max": self._store_room,
             "store_low": self._store_room,
@@ -230,34 +236,56 @@ class Agent:
             "shutdown_grace_s": read_when_used,
         }
 
+    def _policy(self, new: AgentConfig) -> Commit:
+        return partial(self.gate.set_policy, new.policy)
+
     def _store_room(self, new: AgentConfig) -> Commit:
         return partial(self.store.limit, _store_limits(new))
 
-    def _join_up(self, puller: Puller, images: Images) -> None:
-        self.puller, self.images = puller, images
-        self.exchange.content = puller
-        images.tracker = self.tracker
-        self.exchange.on_ask = images.asked
-        self.exchange.on_resolved = images.resolved
+    def _images(self, origin: OriginClient, nursery: trio.Nursery) -> Images:
+        """Build what answers the mirror, and join it to the exchange."""
+        config = self.config
+        file = ResolvedTags(config.data_dir)
+        self.resolver = Resolver(origin, nursery, config.policy, ttl_s=config.tag_ttl_s, file=file)
+        self.gate = Gate(
+            config.policy,
+            origin,
+            self.resolver,
+            lambda digest: self.puller.home_of(digest),
+            public_ttl_s=config.public_ttl_s,
+        )
+        self.puller = self.exchange.content = Puller(self.store, origin, self.exchange, nursery, sharing=self.gate)
+        self.images = Images(self.store, origin, self.puller, self.gate, nursery, prefetch=config.prefetch)
+        self.resolver.tracker = self.tracker
+        self.exchange.on_ask = self.resolver.asked
+        self.exchange.on_resolved = self.resolver.resolved
         self.exchange.on_scheduler = self._scheduler_changed
+        return self.images
 
     def _origin(self) -> OriginClient:
         config = self.config
         return OriginClient(
             _registry_settings(config),
             allow_any=config.allow_any_registry,
-            credentials=DockerConfig(config.docker_config) if config.docker_config is not None else None,
+            credentials=CredentialFiles(lambda: self.config.docker_config),
             connections=ORIGIN_CONNECTIONS,
             rng=self._rng,
             limit=_bucket(config.origin_limit, READ_BYTES),
+            rule_of=lambda repository: self.config.policy.access_to(repository),
         )
 
-    def _sharing(self, origin: OriginClient) -> Callable[[Repository], bool]:
-        def may_share(repository: Repository) -> bool:
-            """Whether peers may have what this repository holds: never what only our credentials opened."""
-            return self.config.share_private or self.config.docker_config is None or origin.is_public(repository)
-
-        return may_share
+    def _say_what_is_shared(self) -> None:
+        log.info("no cluster identity: peers are not authenticated, and share what anybody may read")
+        for rule in self.config.access:
+            if rule.share:
+                where = f"{rule.registry}/{rule.repository}"
+                log.warning("private content is given to whoever reaches the peer port (share = true)", images=where)
+        if self.config.docker_config is not None and not any(
+            rule.mode == "node-credentials" and rule.credentials is None for rule in self.config.access
+        ):
+            log.warning(
+                "docker_config is not used: no [[access]] rule has mode = 'node-credentials'; see docs/access.md"
+            )
 
     # --------------------------------------------------------------- running
 
@@ -325,7 +353,7 @@ class Agent:
         )
 
     def _scheduler_changed(self, connected: bool) -> None:
-        self.images.scheduler_changed(connected)
+        self.resolver.scheduler_changed(connected)
         if connected and self.tracker is not None:
             digests = list(self.store.digests(public_only=True))
             for at in range(0, len(digests), STORED_AT_ONCE):

@@ -21,6 +21,7 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
+from p2pdist.core.access import AccessRule, Policy, TagRule
 from p2pdist.core.oci import parse_registry
 from p2pdist.core.rate import MIN_BYTES_PER_S
 from p2pdist.errors import ConfigError, P2PDistError
@@ -204,7 +205,7 @@ def _convert(hint: Any, raw: Any, text: bool) -> Any:
         inner = next(argument for argument in arguments if argument is not NoneType)
         return None if text and raw == "" else _convert(inner, raw, text)
     if origin is tuple:
-        return tuple(_convert(arguments[0], item, text) for item in _items(raw, text))
+        return tuple(_item(arguments[0], item, text) for item in _items(raw, text))
     if origin is Mapping:
         return _table(arguments[1], raw, text)
     if origin is Literal:
@@ -218,6 +219,13 @@ def _convert(hint: Any, raw: Any, text: bool) -> Any:
     if hasattr(hint, "parse"):
         return hint.parse(_scalar(str, raw, text))
     return _scalar(hint, raw, text)
+
+
+def _item(kind: Any, raw: Any, text: bool) -> Any:
+    """Return one item of a list: as text, or, in the file and where the kind has keys, as a table."""
+    if isinstance(raw, dict) and dataclasses.is_dataclass(kind):
+        return _entry(kind, "a rule", raw)
+    return _convert(kind, raw, text)
 
 
 def _items(raw: Any, text: bool) -> list[Any]:
@@ -301,6 +309,9 @@ def _check(metadata: Mapping[str, Any], value: Any) -> Any:
     return value
 
 
+_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?")
+
+
 @dataclass(frozen=True, slots=True)
 class RegistryConfig:
     """An origin: the base URL that stands for a registry's name, without a slash at its end."""
@@ -308,6 +319,9 @@ class RegistryConfig:
     url: str
     ca_file: Path | None = None
     """PEM certificates to trust for this origin in the place of the system's."""
+    hosts: tuple[str, ...] = ()
+    """Hosts beside its own, HOST or HOST:PORT, that it may send us to (storage, token service) although they are not
+    on the public internet."""
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -315,6 +329,9 @@ class RegistryConfig:
             raise ConfigError(f"{self.url!r} is not a URL that begins with https:// (or http://, in the clear)")
         if parts.username is not None or parts.query or parts.fragment:
             raise ConfigError(f"the URL of {parts.hostname} may have no user, query or fragment; see docker_config")
+        for host in self.hosts:
+            if not _HOST.fullmatch(host):
+                raise ConfigError(f"hosts: {host[:100]!r} is not HOST or HOST:PORT, without a scheme")
         object.__setattr__(self, "url", self.url.rstrip("/"))
 
     @classmethod
@@ -386,10 +403,24 @@ class AgentConfig:
     )
     allow_any_registry: bool = setting(False, "Also pull from registries that are not configured, over https.")
     default_registry: str = setting("docker.io", "The registry of requests that name none (Docker's).")
-    docker_config: Path | None = setting(
-        None, "A Docker `config.json` with credentials for origins; without it pulls are anonymous."
+    access: tuple[AccessRule, ...] = setting(
+        (),
+        "Who may read what, `[[access]]` tables or REGISTRY/REPOSITORY=MODE each; see docs/access.md.",
+        shown="what the origin gives to anybody",
     )
-    share_private: bool = setting(False, "Offer peers also what it takes credentials to pull.")
+    tags: tuple[TagRule, ...] = setting(
+        (),
+        "How fresh a tag must be, `[[tags]]` tables or REGISTRY/REPOSITORY=POLICY each; see docs/access.md.",
+        shown="`origin`: as the origin says",
+    )
+    tag_ttl_s: float = setting(5.0, "Seconds for which the origin's answer about a tag holds.", low=0, high=3600)
+    public_ttl_s: float = setting(
+        600.0, "Seconds for which it counts that the origin gave something to anybody.", low=1, high=86400
+    )
+    docker_config: Path | None = setting(
+        None,
+        "Credentials for `node-credentials` rules that name none: a Docker `config.json`, or a directory with one.",
+    )
     prefetch: bool = setting(True, "Start on all layers of an image when its manifest is asked for.")
     store_max: Bytes = setting(0, "Room for blobs, such as 50GiB.", low=0, shown="80% of the file system")
     store_low: float = setting(0.9, "Eviction stops at this part of `store_max`.", low=0.1, high=1.0)
@@ -431,6 +462,16 @@ class AgentConfig:
             default = parse_registry(self.default_registry)
         except P2PDistError as error:
             raise ConfigError(f"registries, default_registry: {error}") from error
+        for rule in self.access:
+            if rule.mode == "node-credentials" and rule.credentials is None and self.docker_config is None:
+                where = f"registry = {rule.registry!r}, repository = {rule.repository!r}"
+                raise ConfigError(
+                    f"access: the rule with {where} has no `credentials`, and there is no `docker_config`"
+                )
         object.__setattr__(self, "allow_any_registry", allow_any)
         object.__setattr__(self, "registries", MappingProxyType(checked))
         object.__setattr__(self, "default_registry", default)
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(self.access, self.tags)

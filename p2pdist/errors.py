@@ -92,7 +92,15 @@ class NotFoundAtOrigin(OriginError):
 
 
 class DeniedByOrigin(OriginError):
-    """401 or 403: the origin refuses this with the credentials that we hold."""
+    """401 or 403: the origin refuses this with the credentials that were shown.
+
+    Args:
+        challenges: the WWW-Authenticate values to pass on to the caller whose own credentials count.
+    """
+
+    def __init__(self, message: str, *, status_code: int | None = None, challenges: tuple[str, ...] = ()) -> None:
+        super().__init__(message, status_code=status_code)
+        self.challenges = challenges
 
 
 class StoreError(P2PDistError):

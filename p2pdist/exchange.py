@@ -46,6 +46,9 @@ class Content(Protocol):
             StoreError: it is there and cannot be read.
         """
 
+    def cleared(self, blob: Digest) -> bool:
+        """Return whether peers may be given this blob now; else `clear` is called once that is known."""
+
     def write(self, blob: Digest, index: int, data: memoryview, checksum: Checksum) -> None:
         """Write the chunk; ChunkWritten or BlobRejected is fed. Raises StoreError."""
 
@@ -61,7 +64,7 @@ class Content(Protocol):
         """Begin to compare the SHA-256; BlobVerified or BlobRejected is fed later."""
 
     def look_up(self, blob: Digest) -> None:
-        """Feed BlobStored if the blob is in the store and may be shared."""
+        """Feed BlobStored, now or later, if the blob is in the store and may be shared."""
 
     def failed(self, blob: Digest, causes: list[Exception]) -> None: ...
 
@@ -87,6 +90,8 @@ class Exchange:
         self.on_scheduler: Callable[[bool], None] = lambda _connected: None
         self.control_bytes = 0
         self._learn = learn
+        self._held: dict[tuple[PeerId, int], ev.SendChunk] = {}
+        """Chunks that wait for the word that peers may have them; no more than there are upload slots."""
         self._queue: deque[ev.Event] = deque()
         self._draining = False
         self._arrived: memoryview | None = None
@@ -136,8 +141,7 @@ class Exchange:
             case ev.CheckBlob():
                 self.content.check(command.blob)
             case ev.CancelSend():
-                if (link := self.links.get(command.peer)) is not None:
-                    link.cancel_chunk(command.number)
+                self._cancel_send(command)
             case ev.ForgetChunks():
                 self.content.forget(command.blob, command.indices)
             case ev.LookUp():
@@ -157,10 +161,37 @@ class Exchange:
         link.expect(command.number, buffer)
         link.send(Take(command.number, command.blob, command.index))
 
+    def _cancel_send(self, command: ev.CancelSend) -> None:
+        held = self._held.pop((command.peer, command.number), None)
+        if held is not None:
+            self._refuse(held)
+        elif (link := self.links.get(command.peer)) is not None:
+            link.cancel_chunk(command.number)
+
+    def clear(self, blob: Digest, *, allowed: bool) -> None:
+        """Send the chunks of a blob that were held back, or refuse them and withdraw the blob."""
+        if not allowed:
+            self.feed(ev.BlobEvicted(blob=blob))
+        for key in [key for key, held in self._held.items() if held.blob == blob]:
+            held = self._held.pop(key)
+            if allowed:
+                self._send_chunk(held)
+            else:
+                self._refuse(held)
+
+    def _refuse(self, command: ev.SendChunk) -> None:
+        if (link := self.links.get(command.peer)) is not None:
+            link.send(Refuse(command.number))
+            self.feed(ev.ChunkSent(peer=command.peer, number=command.number))
+
     def _send_chunk(self, command: ev.SendChunk) -> None:
         link = self.links.get(command.peer)
         if link is None:
             return
+        self._held[command.peer, command.number] = command
+        if not self.content.cleared(command.blob):
+            return
+        del self._held[command.peer, command.number]
         try:
             source = self.content.chunk_source(command.blob, command.index)
             if source is not None:
@@ -169,8 +200,7 @@ class Exchange:
             self.feed(ev.BlobEvicted(blob=command.blob))
         except StoreError as error:
             log.error("chunk not sent to a peer", blob=command.blob, index=command.index, why=str(error))
-        link.send(Refuse(command.number))
-        self.feed(ev.ChunkSent(peer=command.peer, number=command.number))
+        self._refuse(command)
 
     def _write(self, command: ev.WriteChunk) -> None:
         assert self._arrived is not None
@@ -225,6 +255,8 @@ class Exchange:
         link.control_bytes = 0
         if self.links.get(link.peer_id) is link:
             del self.links[link.peer_id]
+            for key in [key for key in self._held if key[0] == link.peer_id]:
+                del self._held[key]
             self.feed(ev.PeerLost(peer=link.peer_id))
 
     # ---------------------------------------------------------- scheduler

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from p2pdist.core.types import Checksum, Digest, Manifest, ManifestInfo, Repository, Split
+    from p2pdist.core.access import Caller
+    from p2pdist.core.types import Checksum, Digest, Home, Manifest, ManifestInfo, Repository, Split
 
 
 class StoredBlob(Protocol):
@@ -69,8 +70,11 @@ class PartialBlob(Protocol):
     def reject(self, indices: list[int]) -> None:
         """Forget these chunks (they proved wrong) and start hashing again from the beginning."""
 
-    def commit(self, *, media_type: str = "", public: bool) -> StoredBlob:
+    def commit(self, *, media_type: str = "", public: bool, home: str = "") -> StoredBlob:
         """Make the verified blob durable (fsync, rename) and return it open. Blocking; run it in a thread.
+
+        Args:
+            home: the repository that it was pulled from.
 
         Raises:
             IntegrityError: all chunks are here, but the SHA-256 is not the digest's. Nothing is lost:
@@ -93,6 +97,9 @@ class ChunkStore(Protocol):
 
     def contains(self, digest: Digest) -> bool: ...
 
+    def home(self, digest: Digest) -> Home | None:
+        """Return where a whole blob came from, or None where it is not here. Cheap."""
+
     def digests(self, *, public_only: bool = False) -> Iterator[Digest]:
         """Yield what is stored whole, most recently used first."""
 
@@ -106,7 +113,7 @@ class ChunkStore(Protocol):
             StoreError: the disk failed.
         """
 
-    def add(self, digest: Digest, body: bytes, *, media_type: str, public: bool) -> None:
+    def add(self, digest: Digest, body: bytes, *, media_type: str, public: bool, home: str = "") -> None:
         """Store a small blob (a manifest) in one step. Raises IntegrityError, StoreFullError, StoreError."""
 
     def remove(self, digest: Digest) -> None:
@@ -129,10 +136,26 @@ class RelayedResponse(Protocol):
 
 
 class Origin(Protocol):
-    """All configured registries. Every wait has a deadline; nothing of the secrets reaches an error's text."""
+    """All configured registries. Every wait has a deadline; nothing of the secrets reaches an error's text.
 
-    async def head_manifest(self, repository: Repository, reference: str) -> ManifestInfo:
-        """Resolve a tag or digest. Raises OriginError or one of its kinds."""
+    Where a `caller` is given, what that shows counts alone; else what the repository's access rule lets this agent
+    show. `deadline_s` bounds a call with its retries.
+    """
+
+    async def head_manifest(
+        self,
+        repository: Repository,
+        reference: str,
+        *,
+        known: ManifestInfo | None = None,
+        caller: Caller | None = None,
+        deadline_s: float | None = None,
+    ) -> ManifestInfo:
+        """Resolve a tag or digest; `known` is returned where the origin says that it has not changed.
+
+        Raises:
+            OriginError or one of its kinds.
+        """
 
     async def get_manifest(self, repository: Repository, reference: str) -> Manifest:
         """Fetch a manifest, at most 4 MiB, its digest computed and, for a digest reference, checked.
@@ -141,7 +164,14 @@ class Origin(Protocol):
             OriginError, IntegrityError.
         """
 
-    async def blob_size(self, repository: Repository, digest: Digest) -> int:
+    async def blob_size(
+        self,
+        repository: Repository,
+        digest: Digest,
+        *,
+        caller: Caller | None = None,
+        deadline_s: float | None = None,
+    ) -> int:
         """Return the size that the origin gives for a blob. Raises OriginError."""
 
     async def fetch(
@@ -164,11 +194,33 @@ class Origin(Protocol):
             OriginError: after the retries; the content of `into` is then undefined.
         """
 
-    async def relay(self, repository: Repository, target: str, accept: str) -> RelayedResponse:
-        """GET `/v2/<name>/<target>` (tags/list, referrers, with its query), at most 4 MiB, any status."""
+    async def relay(
+        self, repository: Repository, target: str, accept: str, *, caller: Caller | None = None
+    ) -> RelayedResponse:
+        """GET `/v2/<name>/<target>` (tags/list, referrers, with its query), at most 4 MiB, any final status.
+
+        Raises:
+            DeniedByOrigin: 401 and 403.
+        """
+
+    def lend(self, repository: Repository, caller: Caller) -> None:
+        """Fetch from now on with what this caller showed, whom the origin has just served from this repository."""
 
     def is_public(self, repository: Repository) -> bool:
-        """Whether this repository's content has been read without credentials of ours."""
+        """Whether this repository's content has been read without credentials of ours, and none were needed since."""
+
+
+class Sharing(Protocol):
+    """Whether peers may have content, by the repository that it came from."""
+
+    def may_share(self, repository: Repository) -> bool:
+        """Return whether what is being pulled from here now may be given on as it arrives."""
+
+    def may_give(self, repository: Repository) -> bool | None:
+        """Return whether what is stored from here may be given; None: `prove` has to say."""
+
+    async def prove(self, repository: Repository, digest: Digest, *, manifest: bool) -> bool:
+        """Find out at the origin; bounded in time."""
 
 
 class BlobReader(Protocol):
@@ -195,21 +247,21 @@ class BlobReader(Protocol):
 
 
 class ImageSource(Protocol):
-    """What the mirror serves from: store, peers and origin behind one face."""
+    """What the mirror serves from: store, peers and origin behind one face, each of `caller`'s requests checked."""
 
-    async def resolve(self, repository: Repository, reference: str) -> ManifestInfo:
+    async def resolve(self, repository: Repository, reference: str, caller: Caller) -> ManifestInfo:
         """Answer a HEAD. Raises InvalidInput, OriginError, PullFailed."""
 
-    async def manifest(self, repository: Repository, reference: str) -> Manifest:
+    async def manifest(self, repository: Repository, reference: str, caller: Caller) -> Manifest:
         """Answer a GET and start the pull of all that the manifest names. Raises as `resolve`."""
 
-    async def blob_size(self, repository: Repository, digest: Digest) -> int:
+    async def blob_size(self, repository: Repository, digest: Digest, caller: Caller) -> int:
         """Answer a HEAD. Raises OriginError, PullFailed."""
 
-    async def open_blob(self, repository: Repository, digest: Digest) -> BlobReader:
+    async def open_blob(self, repository: Repository, digest: Digest, caller: Caller) -> BlobReader:
         """Return a reader once some source is known to have the blob. Raises OriginError, PullFailed, StoreError."""
 
-    async def relay(self, repository: Repository, target: str, accept: str) -> RelayedResponse: ...
+    async def relay(self, repository: Repository, target: str, accept: str, caller: Caller) -> RelayedResponse: ...
 
     def split(self, digest: Digest) -> Split | None:
-        """Return where a blob's bytes came from so far; None where nothing of it is here."""
+        """Return where a blob's bytes came from so far; None where nothing of it is here that everybody may have."""

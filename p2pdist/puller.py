@@ -22,7 +22,7 @@ from p2pdist.arrival import Arrival, ArrivalReader, StoredReader
 from p2pdist.core import events as ev
 from p2pdist.core.chunkmap import ChunkMap, chunk_set
 from p2pdist.core.oci import MANIFEST_BYTES_MAX, media_type_of
-from p2pdist.core.types import Manifest, Split
+from p2pdist.core.types import Home, Manifest, Split
 from p2pdist.core.verify import checksum_of
 from p2pdist.errors import (
     DeniedByOrigin,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from p2pdist.core.types import Checksum, Descriptor, Digest, Repository
     from p2pdist.exchange import Exchange
-    from p2pdist.ports import BlobReader, ChunkStore, Origin, StoredBlob
+    from p2pdist.ports import BlobReader, ChunkStore, Origin, Sharing, StoredBlob
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +70,7 @@ class Puller:
         exchange: Exchange,
         nursery: trio.Nursery,
         *,
-        may_share: Callable[[Repository], bool],
+        sharing: Sharing,
     ) -> None:
         self.arrivals: dict[Digest, Arrival] = {}
         self.finished: Callable[[Arrival], None] = lambda _arrival: None
@@ -78,7 +78,8 @@ class Puller:
         self._origin = origin
         self._exchange = exchange
         self._nursery = nursery
-        self.may_share = may_share
+        self._sharing = sharing
+        self._proving: set[Digest] = set()
         self._rechecks: dict[Digest, int] = {}
         self._splits: OrderedDict[Digest, Split] = OrderedDict()
 
@@ -130,9 +131,21 @@ class Puller:
         blob.close()
         return blob.size_bytes
 
-    def split(self, digest: Digest) -> Split | None:
-        """Return where a blob's bytes came from so far; what an earlier run left counts as cached."""
+    def home_of(self, digest: Digest) -> Home | None:
+        """Return where content that is here, or on its way, comes from."""
         arrival = self.arrivals.get(digest)
+        return self._store.home(digest) if arrival is None else Home(arrival.repository, arrival.shared)
+
+    def split(self, digest: Digest) -> Split | None:
+        """Return where a blob's bytes came from so far; what an earlier run left counts as cached.
+
+        Nothing is said of what is not for everybody: whoever knows a digest may ask.
+        """
+        arrival, home = self.arrivals.get(digest), self.home_of(digest)
+        if home is None or not home.shared:
+            return None
+        if arrival is None and home.repository is not None and not self._sharing.may_give(home.repository):
+            return None
         if arrival is not None:
             return Split(arrival.from_peers, arrival.from_origin, arrival.from_earlier)
         size = self.stored_size(digest)
@@ -215,7 +228,7 @@ class Puller:
         self._begin(arrival, size_bytes, have)
 
     def _register(self, repository: Repository, digest: Digest) -> Arrival:
-        arrival = Arrival(digest, repository, shared=self.may_share(repository))
+        arrival = Arrival(digest, repository, shared=self._sharing.may_share(repository))
         self.arrivals[digest] = arrival
         return arrival
 
@@ -282,7 +295,9 @@ class Puller:
         progress = self._exchange.machine.blobs[arrival.digest]
         try:
             media_type = media_type_of(body, progress.media_type)
-            self._store.add(arrival.digest, body, media_type=media_type, public=True)
+            self._store.add(
+                arrival.digest, body, media_type=media_type, public=arrival.shared, home=str(arrival.repository)
+            )
         except (IntegrityError, InvalidInput):
             self._exchange.feed(ev.BlobRejected(blob=arrival.digest, indices=[0]))
             return
@@ -318,6 +333,44 @@ class Puller:
             arrival.wake()
 
     def look_up(self, blob: Digest) -> None:
+        if self.cleared(blob):
+            self._offer_stored(blob)
+
+    def cleared(self, blob: Digest) -> bool:
+        home = self._store.home(blob)
+        if blob in self.arrivals or home is None:
+            return True  # What is on its way is shared or in no swarm; what is gone is found to be so.
+        if not home.shared:
+            allowed: bool | None = False
+        else:
+            allowed = True if home.repository is None else self._sharing.may_give(home.repository)
+        if allowed is None and home.repository is not None:
+            if blob not in self._proving:
+                self._proving.add(blob)
+                self._nursery.start_soon(self._prove, blob, home.repository)
+        elif not allowed:
+            self._exchange.clear(blob, allowed=False)
+        return bool(allowed)
+
+    async def _prove(self, blob: Digest, repository: Repository) -> None:
+        """Find out whether peers may still have a blob, and give it to those that wait for it, or withdraw it."""
+        allowed = False
+        try:
+            stored = self._store.open(blob)
+            if stored is not None:
+                stored.close()
+                allowed = await self._sharing.prove(repository, blob, manifest=bool(stored.media_type))
+        except StoreError as error:
+            log.error("stored blob not read", blob=blob, why=str(error))
+        finally:
+            self._proving.discard(blob)
+        if allowed:
+            self._offer_stored(blob)
+        else:
+            log.info("not given to peers any more: its origin does not give it to everybody", image=str(repository))
+        self._exchange.clear(blob, allowed=allowed)
+
+    def _offer_stored(self, blob: Digest) -> None:
         try:
             stored = self._store.open(blob)
         except StoreError as error:
@@ -326,7 +379,7 @@ class Puller:
         if stored is None:
             return
         try:
-            if stored.public:
+            if blob not in self._exchange.machine.blobs:
                 self._exchange.feed(
                     ev.BlobStored(
                         blob=blob,
@@ -401,9 +454,11 @@ class Puller:
     async def _fetch_whole(self, arrival: Arrival) -> None:
         """Fetch a manifest from the origin."""
         manifest = await self._origin.get_manifest(arrival.repository, arrival.digest)
-        public = arrival.shared
+        public, home = arrival.shared, str(arrival.repository)
         await trio.to_thread.run_sync(
-            lambda: self._store.add(arrival.digest, manifest.body, media_type=manifest.media_type, public=public)
+            lambda: self._store.add(
+                arrival.digest, manifest.body, media_type=manifest.media_type, public=public, home=home
+            )
         )
         if arrival.settled.is_set():
             return
@@ -444,7 +499,8 @@ class Puller:
         self._exchange.feed(ev.BlobVerified(blob=arrival.digest))
         arrival.wake()
         try:
-            stored = await trio.to_thread.run_sync(lambda: blob.commit(public=arrival.shared))
+            home = str(arrival.repository)
+            stored = await trio.to_thread.run_sync(lambda: blob.commit(public=arrival.shared, home=home))
         except StoreError as error:
             stored = None
             # The readers have it all; only later ones will have to pull again.

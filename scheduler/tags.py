@@ -3,7 +3,8 @@
 
 The first agent that asks for a tag is told to ask the origin, the others wait for its answer, which then
 holds for a short time. Whom the origin does not answer, or who is too slow or gone, is followed by the
-next who waits.
+next who waits; after a few of them all are told that the origin gives none, and a refusal (no such tag, not
+for everybody) counts at once: a crowd must not fall upon an origin because it is in trouble.
 
 Invariants: each tag is asked for by at most one agent at a time; each question of an agent is either
 waiting or being asked, for exactly one tag.
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 ASK_S = 8.0
 """For the origin's answer to a tag; then the next who waits is asked."""
+TRIES = 3
+"""Agents that are let fail at the origin before all who wait are told so."""
+FAILED_S = 2.0
+"""For which that word holds; then somebody may try again."""
+REFUSALS = ("401", "403", "404")
 MAX_TAGS = 10_000
 MAX_QUESTIONS = 256
 """Per agent at a time; one that has more asks the origin itself."""
@@ -36,6 +42,7 @@ class _Tag:
 
     answer: tuple[str, str, int] | None = None
     expires: float = 0.0
+    failures: int = 0
     asked: tuple[PeerId, int] | None = None
     waiting: dict[tuple[PeerId, int], None] = field(default_factory=dict)
 
@@ -73,14 +80,22 @@ class Tags:
     def resolved(self, peer: PeerId, message: Resolved, now: float) -> list[tuple[PeerId, Message]]:
         """Pass on what the agent that was asked found out."""
         key = self._questions.get(peer, {}).get(message.number)
-        tag = None if key is None else self._tags[key]
-        if tag is None or tag.asked != (peer, message.number):
+        if key is None or (tag := self._tags[key]).asked != (peer, message.number):
             return []
-        answer = (message.digest, message.media_type, message.size_bytes)
-        tag.answer = answer if message.digest else None
-        tag.expires = now + self.ttl_s if message.digest else now
         self._close(tag.asked)
         tag.asked = None
+        if not message.digest and message.media_type not in REFUSALS:
+            tag.failures += 1
+            if tag.failures < TRIES and tag.waiting:
+                return self._ask_next(key, tag, now)
+        return self._tell_all(tag, message, now)
+
+    def _tell_all(self, tag: _Tag, message: Resolved, now: float) -> list[tuple[PeerId, Message]]:
+        """Pass on an answer, good or bad; one without any word of the origin sends each there."""
+        answer = (message.digest, message.media_type, message.size_bytes)
+        tag.answer = answer if message.media_type else None
+        tag.failures = 0
+        tag.expires = now + (self.ttl_s if message.digest else FAILED_S if message.media_type else 0.0)
         waiting, tag.waiting = list(tag.waiting), {}
         for question in waiting:
             self._close(question)

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import trio
 
+from p2pdist.core.access import NOBODY, Caller
 from p2pdist.core.types import Digest, Manifest, ManifestInfo, Repository, Split
 from p2pdist.errors import NotFoundAtOrigin
 
@@ -129,24 +130,24 @@ class FakeImageSource:
         self.blobs[repository, digest_of(blob.data)] = blob
         return digest_of(blob.data)
 
-    async def resolve(self, repository: Repository, reference: str) -> ManifestInfo:
+    async def resolve(self, repository: Repository, reference: str, caller: Caller = NOBODY) -> ManifestInfo:
         await self._enter("resolve", repository, reference)
         return self._manifest(repository, reference).info
 
-    async def manifest(self, repository: Repository, reference: str) -> Manifest:
+    async def manifest(self, repository: Repository, reference: str, caller: Caller = NOBODY) -> Manifest:
         await self._enter("manifest", repository, reference)
         return self._manifest(repository, reference)
 
-    async def blob_size(self, repository: Repository, digest: Digest) -> int:
+    async def blob_size(self, repository: Repository, digest: Digest, caller: Caller = NOBODY) -> int:
         await self._enter("blob_size", repository, digest)
         return self._blob(repository, digest).size_bytes
 
-    async def open_blob(self, repository: Repository, digest: Digest) -> FakeReader:
+    async def open_blob(self, repository: Repository, digest: Digest, caller: Caller = NOBODY) -> FakeReader:
         await self._enter("open_blob", repository, digest)
         self.readers.append(FakeReader(self._blob(repository, digest)))
         return self.readers[-1]
 
-    async def relay(self, repository: Repository, target: str, accept: str) -> FakeRelayed:
+    async def relay(self, repository: Repository, target: str, accept: str, caller: Caller = NOBODY) -> FakeRelayed:
         await self._enter("relay", repository, target)
         self.accepts.append(accept)
         return self.relayed.get(target) or FakeRelayed(404)

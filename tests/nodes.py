@@ -19,17 +19,20 @@ from typing import TYPE_CHECKING
 import trio
 
 from p2pdist.config import Address
+from p2pdist.core.access import Policy
 from p2pdist.core.pull import PullMachine
 from p2pdist.core.types import Digest, Manifest, PeerId, Repository
 from p2pdist.core.wire import VERSION, Hello, PeerAddress, Stored
 from p2pdist.errors import NotFoundAtOrigin
 from p2pdist.exchange import Exchange
+from p2pdist.gate import PUBLIC_TTL_S, Gate
 from p2pdist.images import Images
 from p2pdist.neighbours import Neighbourhood
 from p2pdist.net.origin import OriginClient, RegistrySettings
 from p2pdist.net.tracker_client import TrackerClient
 from p2pdist.puller import Puller
 from p2pdist.store.memory import MemoryStore
+from p2pdist.tags import Resolver
 from scheduler.config import SchedulerConfig
 from scheduler.server import SchedulerServer
 from tests.fake_registry import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, digest_of
@@ -38,8 +41,10 @@ from tests.fakes import FakeRelayed
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from p2pdist.core.types import ManifestInfo
+    from p2pdist.core.access import Caller
+    from p2pdist.core.types import Home, ManifestInfo
     from p2pdist.ports import BlobReader, ChunkStore, Origin
+    from p2pdist.tags import TagsFile
     from tests.fake_registry import FakeRegistry
 
 REPOSITORY = Repository("reg.test", "lab/image")
@@ -68,6 +73,8 @@ class FakeOrigin:
         held: chunks that do not come before their event, by their start in whatever blob.
         blobs: what is served under each digest, right or wrong.
         asked: every call, `(method, what)`.
+        known: what each head_manifest came with.
+        public: whether its content has been read by everybody's rights.
         egress_bytes: bytes of blobs given out so far.
     """
 
@@ -79,6 +86,8 @@ class FakeOrigin:
         self.blobs: dict[Digest, bytes] = {}
         self.manifests: dict[str, Manifest] = {}
         self.asked: list[tuple[str, str]] = []
+        self.known: list[ManifestInfo | None] = []
+        self.public = True
         self.egress_bytes = 0
 
     def add_blob(self, data: bytes) -> Digest:
@@ -99,7 +108,16 @@ class FakeOrigin:
     def count(self, method: str) -> int:
         return sum(1 for asked, _ in self.asked if asked == method)
 
-    async def head_manifest(self, repository: Repository, reference: str) -> ManifestInfo:
+    async def head_manifest(
+        self,
+        repository: Repository,
+        reference: str,
+        *,
+        known: ManifestInfo | None = None,
+        caller: Caller | None = None,
+        deadline_s: float | None = None,
+    ) -> ManifestInfo:
+        self.known.append(known)
         return (await self._manifest("head_manifest", reference)).info
 
     async def get_manifest(self, repository: Repository, reference: str) -> Manifest:
@@ -111,7 +129,14 @@ class FakeOrigin:
             raise NotFoundAtOrigin(f"{reference} is not here", status_code=404)
         return self.manifests[reference]
 
-    async def blob_size(self, repository: Repository, digest: Digest) -> int:
+    async def blob_size(
+        self,
+        repository: Repository,
+        digest: Digest,
+        *,
+        caller: Caller | None = None,
+        deadline_s: float | None = None,
+    ) -> int:
         await self._enter("blob_size", digest)
         return len(self._blob(digest))
 
@@ -139,12 +164,17 @@ class FakeOrigin:
             raise NotFoundAtOrigin(f"{digest} is not here", status_code=404)
         return self.blobs[digest]
 
-    async def relay(self, repository: Repository, target: str, accept: str) -> FakeRelayed:
+    async def relay(
+        self, repository: Repository, target: str, accept: str, *, caller: Caller | None = None
+    ) -> FakeRelayed:
         await self._enter("relay", target)
         return FakeRelayed(404)
 
+    def lend(self, repository: Repository, caller: Caller) -> None:
+        pass
+
     def is_public(self, repository: Repository) -> bool:
-        return True
+        return self.public
 
     async def _enter(self, method: str, what: str) -> None:
         self.asked.append((method, what))
@@ -153,6 +183,17 @@ class FakeOrigin:
             await self.gate.wait()
         if self.error is not None:
             raise self.error
+
+
+class _NodeGate(Gate):
+    """A node's gate, which its `public` may close for peers."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        super().__init__(node.policy, node.origin, node.resolver, node.home_of, public_ttl_s=node.public_ttl_s)
+
+    def is_anybodys(self, repository: Repository) -> bool:
+        return self._node.public and super().is_anybodys(repository)
 
 
 @dataclass
@@ -172,6 +213,9 @@ class Node:
     max_peers: int = 80
     site: str = ""
     public: bool = True
+    policy: Policy = field(default_factory=Policy)
+    tags_file: TagsFile | None = None
+    public_ttl_s: float = PUBLIC_TTL_S
     prefetch: bool = True
     ticks: bool = True
     peer_id: PeerId = field(init=False)
@@ -189,6 +233,10 @@ class Node:
         self.exchange = self.neighbourhood.exchange = Exchange(self.machine, self.neighbourhood.learn)
         self.tracker = TrackerClient([self.scheduler], self.hello, self.exchange, rng) if self.scheduler else None
         self.exchange.tracker = self.tracker
+
+    @property
+    def home_of(self) -> Callable[[Digest], Home | None]:
+        return lambda digest: self.puller.home_of(digest)
 
     def hello(self) -> Hello:
         return Hello(VERSION, "lab", self.peer_id, self.port, self.site, "", "127.0.0.1")
@@ -214,14 +262,14 @@ class Node:
 
     async def _serve(self, listeners: list[trio.SocketListener], task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
-            self.puller = Puller(
-                self.store, self.origin, self.exchange, nursery, may_share=lambda _repository: self.public
-            )
-            self.images = Images(self.store, self.origin, self.puller, nursery, prefetch=self.prefetch)
+            self.resolver = Resolver(self.origin, nursery, self.policy, file=self.tags_file)
+            self.gate = _NodeGate(self)
+            self.puller = Puller(self.store, self.origin, self.exchange, nursery, sharing=self.gate)
+            self.images = Images(self.store, self.origin, self.puller, self.gate, nursery, prefetch=self.prefetch)
             self.exchange.content = self.puller
-            self.images.tracker = self.tracker
-            self.exchange.on_ask = self.images.asked
-            self.exchange.on_resolved = self.images.resolved
+            self.resolver.tracker = self.tracker
+            self.exchange.on_ask = self.resolver.asked
+            self.exchange.on_resolved = self.resolver.resolved
             self.exchange.on_scheduler = self._scheduler_changed
             if self.ticks:
                 nursery.start_soon(self.exchange.tick)
@@ -232,7 +280,7 @@ class Node:
             task_status.started()
 
     def _scheduler_changed(self, connected: bool) -> None:
-        self.images.scheduler_changed(connected)
+        self.resolver.scheduler_changed(connected)
         if connected and self.tracker is not None:
             self.tracker.send(Stored(list(self.store.digests(public_only=True))))
 

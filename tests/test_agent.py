@@ -15,6 +15,7 @@ import trio
 
 from p2pdist.agent import Agent
 from p2pdist.config import Address, AgentConfig, RegistryConfig
+from p2pdist.core.access import AccessRule
 from p2pdist.core.chunkmap import MIN_CHUNK_BYTES
 from p2pdist.core.types import Repository
 from p2pdist.core.wire import PeerAddress
@@ -183,22 +184,26 @@ async def test_two_agents_share_what_one_has(tmp_path: Path, registry: FakeRegis
         requests = len(registry.requests)
         assert (await get(second.mirror_at, f"{IMAGE}/manifests/{digest}")).status == 200
         assert (await get(second.mirror_at, f"{IMAGE}/blobs/{digest_of(LAYER)}")).body == LAYER
-        assert len(registry.requests) == requests
+        # All that the origin sees is whether anybody may have it.
+        assert [request.method for request in registry.requests[requests:]] == ["HEAD"]
         assert second.status()["bytes"]["from_peers"] >= len(LAYER)
 
 
 async def test_with_credentials_only_what_was_read_without_them_is_shared(
     tmp_path: Path, registry: FakeRegistry
 ) -> None:
-    docker_config = tmp_path / "config.json"
-    docker_config.write_text("{}")
+    rule = AccessRule(mode="node-credentials", credentials=tmp_path / "config.json")
+    (tmp_path / "config.json").write_text("{}")
     repository = Repository("reg.test", "lab/image")
-    async with running(config_of(tmp_path / "a", registry, docker_config=docker_config)) as agent:
-        assert not agent.puller.may_share(repository)
+    async with running(config_of(tmp_path / "a", registry, access=(rule,))) as agent:
+        assert not agent.gate.may_share(repository)
         await get(agent.mirror_at, f"{IMAGE}/manifests/v1")
-        assert agent.puller.may_share(repository)
-    async with running(config_of(tmp_path / "b", registry)) as agent:
-        assert agent.puller.may_share(repository)
+        assert agent.gate.may_share(repository)
+    shared = replace(rule, share=True)
+    async with running(config_of(tmp_path / "b", registry, access=(shared,))) as agent:
+        assert agent.gate.may_share(repository)
+    async with running(config_of(tmp_path / "c", registry)) as agent:
+        assert agent.gate.may_share(repository)
 
 
 async def test_an_evicted_blob_is_offered_no_more(

@@ -21,6 +21,7 @@ from p2pdist.config import (
     load,
     reference_table,
 )
+from p2pdist.core.access import AccessRule, TagRule
 from p2pdist.errors import ConfigError
 from scheduler.config import SchedulerConfig
 
@@ -85,6 +86,13 @@ def test_a_flag_that_is_not_given_hides_nothing() -> None:
          {"reg.lab:5000": RegistryConfig("http://10.0.0.1:5000")}),
         ('registries.x = {url = "https://x", ca_file = "/ca.pem"}', "registries",
          {"x": RegistryConfig("https://x", Path("/ca.pem"))}),
+        ('registries.x = {url = "https://x", hosts = ["minio.lab:9000"]}', "registries",
+         {"x": RegistryConfig("https://x", hosts=("minio.lab:9000",))}),
+        ('[[access]]\nregistry = "reg.lab"\nmode = "passthrough"\n[[access]]\nmode = "deny"', "access",
+         (AccessRule("reg.lab", "*", "passthrough"), AccessRule("*", "*", "deny"))),
+        ('[[access]]\nmode = "node-credentials"\ncredentials = "/c.json"\nshare = true', "access",
+         (AccessRule("*", "*", "node-credentials", Path("/c.json"), share=True),)),
+        ('[[tags]]\nrepository = "team/*"\npolicy = "pinned"', "tags", (TagRule("*", "team/*", "pinned"),)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -101,7 +109,10 @@ def test_the_file_gives_values_of_each_type(toml: Path, written: str, key: str, 
         ("scheduler", "", ()),
         ("advertise", "", None),
         ("mdns", "no", False),
-        ("share_private", "TRUE", True),
+        ("prefetch", "FALSE", False),
+        ("access", "reg.lab/a/*=passthrough, *=deny", (AccessRule("reg.lab", "a/*", "passthrough"),
+                                                       AccessRule("*", "*", "deny"))),
+        ("tags", "docker.io=pinned", (TagRule("docker.io", "*", "pinned"),)),
         ("store_max", "500MB", 500_000_000),
         ("upload_limit", "1Gbit", 125_000_000),
         ("origin_limit", "0", 0),
@@ -145,6 +156,13 @@ def test_the_environment_gives_values_of_each_type(key: str, text: str, value: o
         ('registries.x.url = "https://u:p@x"', "may have no user, query or fragment"),
         ('registries."a b".url = "https://x"', "registries, default_registry: not a registry name"),
         ("mdns = ", "is not valid TOML"),
+        ('[[access]]\nmod = "deny"', "unknown key 'mod' in 'a rule'; did you mean 'mode'?"),
+        ('[[access]]\nmode = "open"', "access: 'open' is not one of public, passthrough, node-credentials, deny"),
+        ('[[access]]\nregistry = "a/b"', "access: registry 'a/b' has a slash"),
+        ('access = ["reg.lab"]', "access: 'reg.lab' is not REGISTRY[/REPOSITORY]=MODE"),
+        ('[access]\nmode = "deny"', "access: {'mode': 'deny'} is not a list"),
+        ('[[tags]]\npolicy = "never"', "tags: 'never' is not one of origin, stale-if-error, pinned"),
+        ('registries.x = {url = "https://x", hosts = ["http://y"]}', "hosts: 'http://y' is not HOST"),
     ],
     ids=lambda text: text[:40],
 )
@@ -177,6 +195,13 @@ def test_a_mistake_outside_the_file_names_the_variable_or_flag(
     with pytest.raises(ConfigError) as caught:
         agent(None, environ, **flags)
     assert complaint in str(caught.value)
+
+
+def test_a_rule_with_credentials_of_the_node_must_find_some() -> None:
+    rules = ("reg.lab/a=node-credentials",)
+    with pytest.raises(ConfigError, match=r"repository = 'a' has no `credentials`, and there is no `docker_config`"):
+        agent(access=rules)
+    assert agent(access=rules, docker_config="/c.json").policy.access[0].mode == "node-credentials"
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,19 +14,16 @@ import trio
 from p2pdist.core.chunkmap import MIN_CHUNK_BYTES
 from p2pdist.core.types import Manifest
 from p2pdist.core.verify import checksum_of
-from p2pdist.core.wire import Message, Resolve, Resolved
-from p2pdist.errors import IntegrityError, InvalidInput, NotFoundAtOrigin, OriginError, P2PDistError
-from p2pdist.images import TAG_TRIES_S, TAG_TTL_S
+from p2pdist.errors import IntegrityError, InvalidInput, OriginError, P2PDistError
 from p2pdist.store.memory import MemoryStore
 from tests.fake_registry import OCI_MANIFEST, digest_of
-from tests.nodes import REPOSITORY, FakeOrigin, Node, cluster, eventually, running, running_scheduler
+from tests.nodes import REPOSITORY, FakeOrigin, Node, cluster, eventually, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from trio.testing import MockClock
 
-    from p2pdist.core.types import ManifestInfo
 
 CHUNK = MIN_CHUNK_BYTES
 LAYER = random.Random(11).randbytes(4 * CHUNK)
@@ -48,190 +44,6 @@ def origin() -> FakeOrigin:
 @pytest.fixture
 def node(origin: FakeOrigin, store: MemoryStore) -> Node:
     return Node(1, origin, store)
-
-
-@dataclass
-class FakeTracker:
-    """A scheduler's line that notes what is sent on it."""
-
-    sent: list[Message] = field(default_factory=list)
-
-    def send(self, message: Message) -> None:
-        self.sent.append(message)
-
-    def questions(self) -> list[Resolve]:
-        return [message for message in self.sent if isinstance(message, Resolve)]
-
-
-def schedule(node: Node) -> FakeTracker:
-    """Let a node believe that it has a scheduler."""
-    tracker = FakeTracker()
-    node.images.tracker = tracker
-    node.images.scheduler_changed(True)
-    return tracker
-
-
-async def resolve_many(node: Node, count: int, tag: str = "v1") -> list[ManifestInfo | P2PDistError]:
-    """Ask for a tag so many times at once."""
-    answers: list[ManifestInfo | P2PDistError] = []
-
-    async def one() -> None:
-        try:
-            answers.append(await node.resolve(tag))
-        except P2PDistError as error:
-            answers.append(error)
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(count):
-            nursery.start_soon(one)
-    return answers
-
-
-# ------------------------------------------------------------------------ tags
-
-
-async def test_many_who_ask_for_a_tag_at_once_cost_one_request(
-    node: Node, origin: FakeOrigin, quick_clock: MockClock
-) -> None:
-    digest = origin.add_image("v1", [LAYER])
-    async with running(node):
-        answers = await resolve_many(node, 50)
-        assert {answer.digest for answer in answers} == {digest}
-        await node.manifest("v1")
-        assert origin.count("head_manifest") == 1
-        assert origin.count("get_manifest") == 1
-
-
-async def test_an_answer_about_a_tag_holds_for_seconds_only(
-    node: Node, origin: FakeOrigin, quick_clock: MockClock
-) -> None:
-    first = origin.add_image("v1", [LAYER])
-    async with running(node):
-        assert (await node.resolve("v1")).digest == first
-        second = origin.add_image("v1", [LAYER[::-1]])
-        assert (await node.resolve("v1")).digest == first
-        await trio.sleep(TAG_TTL_S)
-        assert (await node.resolve("v1")).digest == second
-
-
-async def test_many_share_an_error_too_and_the_next_asks_again(
-    node: Node, origin: FakeOrigin, quick_clock: MockClock
-) -> None:
-    """With the origin down, each would else wait for all the failures before his own."""
-    digest = origin.add_image("v1", [LAYER])
-    origin.error = OriginError("down")
-    async with running(node):
-        assert {str(answer) for answer in await resolve_many(node, 50)} == {"down"}
-        assert origin.count("head_manifest") == 1
-        origin.error = None
-        assert (await node.resolve("v1")).digest == digest
-
-
-async def test_the_first_to_ask_may_hang_up(node: Node, origin: FakeOrigin, quick_clock: MockClock) -> None:
-    digest = origin.add_image("v1", [LAYER])
-    origin.gate = trio.Event()
-    async with running(node), trio.open_nursery() as nursery:
-        with trio.move_on_after(0.1) as hung_up:
-            nursery.start_soon(resolve_many, node, 3)
-            await node.resolve("v1")
-        assert hung_up.cancelled_caught
-        origin.gate.set()
-        assert (await node.resolve("v1")).digest == digest
-    assert origin.count("head_manifest") == 1
-
-
-async def test_a_tag_that_is_not_there_is_said_so(node: Node, origin: FakeOrigin, quick_clock: MockClock) -> None:
-    async with running(node):
-        with pytest.raises(NotFoundAtOrigin):
-            await node.resolve("nothing")
-        with pytest.raises(NotFoundAtOrigin):
-            await node.manifest("nothing")
-
-
-async def test_with_a_scheduler_one_node_asks_for_all(quick_clock: MockClock) -> None:
-    origin = FakeOrigin()
-    digest = origin.add_image("v1", [LAYER])
-    async with (
-        running_scheduler() as (_, address, _scope),
-        cluster(5, origin, scheduler=address) as nodes,
-        trio.open_nursery() as nursery,
-    ):
-
-        async def one(node: Node) -> None:
-            assert (await node.resolve("v1")).digest == digest
-
-        for node in nodes * 3:
-            nursery.start_soon(one, node)
-    assert origin.count("head_manifest") == 1
-
-
-async def test_what_the_origin_says_to_the_node_that_asks_is_its_own_answer_and_the_others_ask_themselves(
-    quick_clock: MockClock,
-) -> None:
-    origin = FakeOrigin()
-    async with running_scheduler() as (_, address, _scope), cluster(3, origin, scheduler=address) as nodes:
-        for node in nodes:
-            with pytest.raises(NotFoundAtOrigin):
-                await node.resolve("nothing")
-        assert origin.count("head_manifest") == 3
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        pytest.param(Resolved(1, "", "", 0), id="empty"),
-        pytest.param(Resolved(1, "sha256:x", OCI_MANIFEST, 10), id="no digest"),
-        pytest.param(Resolved(1, "sha256:" + "0" * 64, "text/html\r\nX: y", 10), id="no media type"),
-        pytest.param(Resolved(1, "sha256:" + "0" * 64, OCI_MANIFEST, -1), id="no size"),
-    ],
-)
-async def test_an_answer_that_is_none_sends_the_node_to_the_origin(
-    node: Node, origin: FakeOrigin, answer: Resolved, quick_clock: MockClock
-) -> None:
-    digest = origin.add_image("v1", [LAYER])
-    async with running(node), trio.open_nursery() as nursery:
-        tracker = schedule(node)
-        nursery.start_soon(resolve_many, node, 3)
-        await eventually(lambda: bool(tracker.questions()))
-        node.images.resolved(answer)
-        assert (await node.resolve("v1")).digest == digest
-        assert len(tracker.questions()) == origin.count("head_manifest") == 1
-
-
-@pytest.mark.parametrize("how", ["lost", "silent"])
-async def test_a_scheduler_that_does_not_answer_is_done_without(
-    node: Node, origin: FakeOrigin, how: str, quick_clock: MockClock
-) -> None:
-    digest = origin.add_image("v1", [LAYER])
-    async with running(node), trio.open_nursery() as nursery:
-        tracker = schedule(node)
-        nursery.start_soon(resolve_many, node, 3)
-        await eventually(lambda: bool(tracker.questions()))
-        began = trio.current_time()
-        if how == "lost":
-            node.images.scheduler_changed(False)
-        assert (await node.resolve("v1")).digest == digest
-        assert trio.current_time() - began <= (0.1 if how == "lost" else TAG_TRIES_S + 0.1)
-
-
-async def test_a_question_that_nobody_asks_any_more_is_answered_empty(node: Node, quick_clock: MockClock) -> None:
-    async with running(node):
-        tracker = schedule(node)
-        node.images.asked(77)
-        node.images.resolved(Resolved(77, "sha256:" + "0" * 64, OCI_MANIFEST, 10))
-        assert tracker.sent == [Resolved(77, "", "", 0)]
-
-
-async def test_the_tags_of_private_repositories_are_no_matter_of_the_scheduler(
-    node: Node, origin: FakeOrigin, quick_clock: MockClock
-) -> None:
-    origin.add_image("v1", [LAYER])
-    node.public = False
-    async with running(node):
-        tracker = schedule(node)
-        await node.resolve("v1")
-        await node.manifest("v1")
-        assert tracker.sent == []
 
 
 # ------------------------------------------------------------------- manifests

@@ -35,6 +35,7 @@ _BARE = re.compile(r'[^\s,"]+')
 _EQUALS = re.compile(r"[ \t]*=[ \t]*")
 _BLANK = re.compile(r"[ \t]*")
 _SEPARATOR = re.compile(r"[ \t,]*")
+_QUOTABLE = re.compile(r"[ !#-\[\]-~]{1,1000}")
 _SCOPE = re.compile(r"[!#-\[\]-~]{1,200}")
 _BEARER = re.compile(r"[!-~]+")
 
@@ -97,6 +98,15 @@ def _parse_parameter_value(value: str, position: int) -> tuple[str, int] | None:
 def _skip(pattern: re.Pattern[str], value: str, position: int) -> int:
     match = pattern.match(value, position)
     return match.end() if match else position
+
+
+def format_challenge(challenge: Challenge) -> str:
+    """Return a Basic or Bearer challenge as a header value: the parameters that clients use, quoted, or ""."""
+    parameters = {name: challenge.parameters.get(name, "") for name in ("realm", "service", "scope")}
+    kept = [f'{name}="{value}"' for name, value in parameters.items() if value and _QUOTABLE.fullmatch(value)]
+    if not kept or not kept[0].startswith("realm="):
+        return ""
+    return f"{challenge.scheme.capitalize()} {','.join(kept)}"
 
 
 def pull_scopes(repository_name: str, challenge: Challenge) -> tuple[str, ...]:

@@ -51,6 +51,20 @@ class Repository:
     def __str__(self) -> str:
         return f"{self.registry}/{self.name}"
 
+    @classmethod
+    def of(cls, text: str) -> Repository:
+        """Return what `str` of a repository stands for."""
+        registry, _, name = text.partition("/")
+        return cls(registry, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where content was pulled from (None: not known), and whether peers might have it then."""
+
+    repository: Repository | None
+    shared: bool
+
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Credentials for registries from Docker's `config.json` and its credential helpers.
+"""Credentials for registries from Docker's `config.json`, Kubernetes' pull secrets and credential helpers.
 
-Owns: reading the file, matching a registry's name, running `docker-credential-<name> get`. Refuses to
+Owns: reading the file (`config.json`, `.dockerconfigjson`, the old `.dockercfg`, or a directory with one of them, as
+a mounted secret is), matching a repository's name with its keys, running `docker-credential-<name> get`. Refuses to
 send anything anywhere. Invariants: a secret is in no repr and no error text; a helper is a plain name
 looked up on PATH, gets the server's name on stdin, runs at most 10 s and is heard for at most 64 KiB.
 """
@@ -24,13 +25,19 @@ import trio
 from p2pdist.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from p2pdist.core.types import Repository
 
 _FILE_BYTES_MAX = 1024 * 1024
 _OUTPUT_BYTES_MAX = 64 * 1024
 _CACHED_MAX = 64
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_KEY = re.compile(r"(?:https?://)?(?P<host>[^/]+)(?:/|/v[12]/?)?")
+_KEY = re.compile(r"(?:https?://)?(?P<host>[^/]+)(?:/v[12])?/?(?P<path>[^?#]*)")
+_NAMES = ("config.json", ".dockerconfigjson", ".dockercfg")
+"""In a directory: Docker's own, and the keys of Kubernetes' two kinds of pull secret."""
+_FILES_MAX = 64
+_STARS_MAX = 8
 _DOCKER_IO = ("docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com")
 _DOCKER_IO_SERVER = "https://index.docker.io/v1/"
 """The name under which `docker login` keeps Docker Hub's credentials, in files and helpers alike."""
@@ -54,10 +61,11 @@ class Credentials:
 class CredentialSource(Protocol):
     """Where the origin client asks when a registry does not serve it anonymously."""
 
-    async def get(self, registry: str, *, fresh: bool = False) -> Credentials | None:
-        """Return the credentials for a registry by the name that runtimes use, or None.
+    async def get(self, repository: Repository, *, file: Path | None, fresh: bool = False) -> Credentials | None:
+        """Return the credentials for a repository by the name that runtimes use, or None.
 
         Args:
+            file: where to look; None: wherever the agent looks by default.
             fresh: what was given before has been refused; do not answer from a cache.
 
         Raises:
@@ -71,11 +79,30 @@ def docker_config_path(environment: Mapping[str, str], home: Path) -> Path:
     return (Path(directory) if directory else home / ".docker") / "config.json"
 
 
+class CredentialFiles:
+    """A CredentialSource over files. `default`: says which is for rules that name none, at each question."""
+
+    def __init__(self, default: Callable[[], Path | None]) -> None:
+        self._default = default
+        self._files: dict[Path, DockerConfig] = {}
+
+    async def get(self, repository: Repository, *, file: Path | None, fresh: bool = False) -> Credentials | None:
+        """See CredentialSource."""
+        path = file or self._default()
+        if path is None:
+            return None
+        if path not in self._files:
+            while len(self._files) >= _FILES_MAX:
+                del self._files[next(iter(self._files))]
+            self._files[path] = DockerConfig(path)
+        return await self._files[path].get(repository.registry, repository.name, fresh=fresh)
+
+
 class DockerConfig:
-    """A Docker `config.json`, read anew for each question, so that a `docker login` counts at once.
+    """A credentials file, read anew for each question, so that a `docker login` or a new secret counts at once.
 
     Args:
-        path: the file; one that does not exist holds no credentials.
+        path: the file, or a directory with it; one that does not exist holds no credentials.
         helper_deadline_s: how long a helper may run.
         helper_ttl_s: how long its answer is used before it is run again; clouds give tokens of an hour and more.
     """
@@ -87,36 +114,46 @@ class DockerConfig:
         self._lock = trio.Lock()
         self._cached: dict[tuple[str, str], tuple[float, Credentials | None]] = {}
 
-    async def get(self, registry: str, *, fresh: bool = False) -> Credentials | None:
-        """See CredentialSource; a host's own helper beats the common one, which beats what is in the file."""
+    async def get(self, registry: str, name: str = "", *, fresh: bool = False) -> Credentials | None:
+        """Return the credentials for a registry, or for a repository of it; see CredentialSource.
+
+        The most particular key wins (`host/team` before `host`, a name before `*.host`). A host's own helper beats
+        the common one, which beats what is in the file.
+        """
         config = await self._load()
-        host = _normalise(registry)
-        helpers = {_normalise(key): value for key, value in _table(config, "credHelpers").items()}
-        helper = helpers.get(host) or config.get("credsStore")
+        host = _split(registry)[0]
+        helpers = _table(config, "credHelpers")
+        helper_key = _best(helpers, host, name)
+        helper = helpers[helper_key] if helper_key is not None else config.get("credsStore")
         if helper:
             found = await self._ask_helper(helper, host, fresh=fresh)
             if found is not None:
                 return found
-        for key, entry in _table(config, "auths").items():
-            if _normalise(key) == host and isinstance(entry, dict):
-                return self._from_entry(key, entry)
-        return None
+        auths = _table(config, "auths")
+        key = _best({key: entry for key, entry in auths.items() if isinstance(entry, dict)}, host, name)
+        return None if key is None else self._from_entry(key, auths[key])
 
     async def _load(self) -> dict[str, Any]:
+        path = await trio.to_thread.run_sync(self._file)
         try:
-            async with await trio.open_file(self._path, "rb") as file:
+            async with await trio.open_file(path, "rb") as file:
                 text = await file.read(_FILE_BYTES_MAX + 1)
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise ConfigError(f"cannot read the Docker credentials file {self._path}: {error.strerror}") from error
+            raise ConfigError(f"cannot read the Docker credentials file {path}: {error.strerror}") from error
         try:
             config = json.loads(text) if len(text) <= _FILE_BYTES_MAX else None
         except (ValueError, RecursionError):
             config = None
         if not isinstance(config, dict):
-            raise ConfigError(f"the Docker credentials file {self._path} is not a JSON object; mend or remove it")
-        return config
+            raise ConfigError(f"the Docker credentials file {path} is not a JSON object; mend or remove it")
+        return {"auths": config} if _is_dockercfg(config) else config
+
+    def _file(self) -> Path:
+        """Return the file; in a directory, the first there is of those that tools put there."""
+        named = [self._path / name for name in _NAMES]
+        return next((path for path in named if path.is_file()), named[0]) if self._path.is_dir() else self._path
 
     def _from_entry(self, key: str, entry: dict[str, Any]) -> Credentials | None:
         token = entry.get("identitytoken")
@@ -212,11 +249,42 @@ def _parse_helper_output(program: str, server: str, status: int | None, output: 
     return Credentials(username, secret, identity=username == _IDENTITY) if secret else None
 
 
-def _normalise(key: str) -> str:
-    """Return the host that a key of the file or a runtime's registry name is about; keys with a path are themselves."""
+def _is_dockercfg(config: dict[str, Any]) -> bool:
+    """Return whether the entries stand at the top, as in Kubernetes' older kind of secret."""
+    return "auths" not in config and any(
+        isinstance(entry, dict) and ("auth" in entry or "password" in entry) for entry in config.values()
+    )
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Return the host and the path that a key of the file, or a registry's name, is about."""
     match = _KEY.fullmatch(key)
-    host = match["host"].lower() if match else key
-    return "docker.io" if host in _DOCKER_IO else host
+    if match is None:
+        return key, ""
+    host = match["host"].lower()
+    return "docker.io" if host in _DOCKER_IO else host, match["path"].rstrip("/")
+
+
+def _best(entries: Mapping[str, object], host: str, name: str) -> str | None:
+    """Return the key that speaks most particularly of a repository, or None; of equals the first."""
+    fitting = [(rank, key) for key in entries if (rank := _rank(key, host, name)) is not None]
+    return max(fitting, key=lambda found: found[0])[1] if fitting else None
+
+
+def _rank(key: str, host: str, name: str) -> tuple[int, bool] | None:
+    """Return how particular a key is that fits; None where it does not."""
+    key_host, path = _split(key)
+    if path and not f"{name}/".startswith(f"{path}/"):
+        return None
+    if key_host == host:
+        return len(path), True
+    return (len(path), False) if "*" in key_host and _host_glob(key_host, host) else None
+
+
+def _host_glob(glob: str, host: str) -> bool:
+    """Return whether a Kubernetes glob fits: each `*` stands for text within one label of the name."""
+    pattern = "[^.:]*".join(re.escape(part) for part in glob.split("*"))
+    return glob.count("*") <= _STARS_MAX and re.fullmatch(pattern, host) is not None
 
 
 def _table(config: dict[str, Any], key: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `/v2/` endpoint that container runtimes pull through.
 
-Owns: which answer of distribution-spec each request gets, and how each failure is worded. Refuses pushes, private
-content by default (404: the runtime then asks the origin itself), and to answer 429 (containerd would ask six times
-more instead of falling back).
+Owns: which answer of distribution-spec each request gets, and how each failure is worded. Refuses pushes, what the
+source does not grant the caller (401 with the origin's challenge where the caller's own credentials count, else 404:
+the runtime then asks the origin itself), and to answer 429 (containerd would ask six times more instead of falling
+back).
 
 Invariants: headers go out within the answer deadline, or 503 does; after an error before the headers the runtime falls
 back to the origin, after one in the body it sees the connection cut; every answer names its API version; a reader that
@@ -22,6 +23,7 @@ import structlog
 import trio
 from prometheus_client import Counter, Histogram
 
+from p2pdist.core.access import Caller
 from p2pdist.core.oci import OCI_INDEX, ErrorCode, error_body
 from p2pdist.core.ranges import (
     Span,
@@ -219,9 +221,9 @@ class Mirror:
     async def _manifest(self, route: ManifestRoute, request: Request) -> Response:
         body = b""
         if request.method == "HEAD":
-            info = await self._source.resolve(route.repository, route.reference)
+            info = await self._source.resolve(route.repository, route.reference, _caller(request))
         else:
-            manifest = await self._source.manifest(route.repository, route.reference)
+            manifest = await self._source.manifest(route.repository, route.reference, _caller(request))
             info, body = manifest.info, manifest.body
         headers = (*_identity(route.repository, info.digest), ("Content-Type", info.media_type))
         if not none_match_holds(request.header("if-none-match"), _etag(info.digest)):
@@ -230,11 +232,11 @@ class Mirror:
 
     async def _blob(self, route: BlobRoute, request: Request) -> Response:
         if request.method == "HEAD":
-            size_bytes = await self._source.blob_size(route.repository, route.digest)
+            size_bytes = await self._source.blob_size(route.repository, route.digest, _caller(request))
             status = 200 if none_match_holds(request.header("if-none-match"), _etag(route.digest)) else 304
             return Response(status, _blob_headers(route), b"", _kind(route), size_bytes)
         with ExitStack() as closing:
-            reader = await self._source.open_blob(route.repository, route.digest)
+            reader = await self._source.open_blob(route.repository, route.digest, _caller(request))
             closing.callback(reader.close)
             response = _blob_response(route, request, reader)
             if not isinstance(response.body, bytes):
@@ -245,10 +247,11 @@ class Mirror:
         return response
 
     async def _list(self, route: ListRoute, request: Request) -> Response:
-        relayed = await self._source.relay(route.repository, route.target, request.header("accept") or "*/*")
+        accept = request.header("accept") or "*/*"
+        relayed = await self._source.relay(route.repository, route.target, accept, _caller(request))
         status = relayed.status_code
         if status == 404 and route.subject is not None:
-            return await self._tagged_referrers(route, route.subject)
+            return await self._tagged_referrers(route, route.subject, _caller(request))
         if status != 200:
             raise _LIST_ERRORS.get(status, OriginError)(
                 f"{route.repository.registry} answers {status} to {route}", status_code=status
@@ -262,11 +265,11 @@ class Mirror:
         filtered = any(name.lower() == FILTERED[0].lower() for name, _ in headers)
         return _referrers(route, headers, relayed.body, filtered=filtered)
 
-    async def _tagged_referrers(self, route: ListRoute, subject: Digest) -> Response:
+    async def _tagged_referrers(self, route: ListRoute, subject: Digest, caller: Caller) -> Response:
         """Answer for an origin without a referrers API from the tag that clients keep instead; without one, nothing."""
         body = EMPTY
         with suppress(NotFoundAtOrigin):
-            manifest = await self._source.manifest(route.repository, fallback_tag(subject))
+            manifest = await self._source.manifest(route.repository, fallback_tag(subject), caller)
             if manifest.media_type == OCI_INDEX:
                 body = manifest.body
         headers = [_VERSION, _namespace(route.repository), ("Content-Type", OCI_INDEX)]
@@ -280,6 +283,10 @@ def _referrers(route: ListRoute, headers: list[tuple[str, str]], body: bytes, *,
         if chosen is not None:
             return Response(200, (*headers, FILTERED), chosen, _kind(route))
     return Response(200, tuple(headers), body, _kind(route))
+
+
+def _caller(request: Request) -> Caller:
+    return Caller.of(request.header("authorization"))
 
 
 def _blob_response(route: BlobRoute, request: Request, reader: BlobReader) -> Response:
@@ -365,6 +372,9 @@ def _failure(route: ContentRoute, error: P2PDistError) -> Response:
     match verdict:
         case NotFoundAtOrigin():
             return _error(404, _UNKNOWN[type(route)], str(verdict), extra, kind)
+        case DeniedByOrigin(challenges=challenges) if challenges:
+            asked = tuple(("WWW-Authenticate", challenge) for challenge in challenges)
+            return _error(401, ErrorCode.UNAUTHORIZED, str(verdict), (*extra, *asked), kind)
         case DeniedByOrigin():
             detail = {"origin_status": verdict.status_code, "advice": "ask the registry itself, with your credentials"}
             return _error(404, ErrorCode.DENIED, str(verdict), extra, kind, detail)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from p2pdist.core import oci
+from p2pdist.core.access import PUBLIC, AccessRule
 from p2pdist.core.addresses import is_ip_literal
 from p2pdist.core.retry import RETRYABLE_STATUSES
 from p2pdist.core.types import Digest, Manifest, ManifestInfo, Repository, parse_digest
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from p2pdist.core.access import Caller
     from p2pdist.core.rate import TokenBucket
     from p2pdist.net.credentials import CredentialSource
     from p2pdist.net.origin_transport import Headers
@@ -60,10 +62,14 @@ _LINK = re.compile(r"<(?P<url>[!-;=?-~]*)>(?P<rest>[ -~]*)")
 
 @dataclass(frozen=True, slots=True)
 class RegistrySettings:
-    """Where a registry is: its base URL, and a file of CAs that are trusted beside the system's."""
+    """Where a registry is: its base URL, and a file of CAs that are trusted beside the system's.
+
+    `hosts` may be dialled for it wherever they are; others, only where they are public.
+    """
 
     url: str
     ca_file: Path | None = None
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,7 @@ class _Origin:
     url: str
     ca_file: Path | None = None
     pem: bytes | None = None
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +104,11 @@ class OriginClient:
         allow_any: also serve other names, each as `https://NAME`, provided it is a public DNS name: it has
             a dot, is no address, and all addresses that it resolves to are global unicast. That is checked
             on the very addresses that are then dialled, for the name, its token service and every redirect.
-        credentials: asked for a registry where it does not serve anonymously.
+        credentials: asked where a registry does not serve anonymously and the repository's rule is `node-credentials`.
         connections: the most connections that fetch ranges at once, all registries together.
         limit: what all fetches together may receive of blobs; manifests are not limited.
         rng: for the jitter of retries.
+        rule_of: says whose rights count for a repository; without it the node's where it has credentials.
 
     Raises:
         ConfigError: a URL or CA file that cannot be used.
@@ -116,9 +124,12 @@ class OriginClient:
         rng: Random,
         deadlines: Deadlines | None = None,
         limit: TokenBucket | None = None,
+        rule_of: Callable[[Repository], AccessRule] | None = None,
     ) -> None:
         self.limit = limit
         """May be replaced at any time; what is being fetched keeps to the old one."""
+        own = PUBLIC if credentials is None else AccessRule(mode="node-credentials")
+        self._rule_of = rule_of or (lambda _repository: own)
         self._allow_any = allow_any
         self._credentials = credentials
         self._connections = connections
@@ -157,45 +168,70 @@ class OriginClient:
         return replace
 
     async def head_manifest(
-        self, repository: Repository, reference: str, *, deadline_s: float | None = None
+        self,
+        repository: Repository,
+        reference: str,
+        *,
+        known: ManifestInfo | None = None,
+        caller: Caller | None = None,
+        deadline_s: float | None = None,
     ) -> ManifestInfo:
         """See `ports.Origin`; asks by GET where HEAD is refused or its answer lacks something."""
         upstream, url = self._locate(repository, f"manifests/{oci.parse_reference(reference)}")
+        headers = [_ACCEPT_MANIFESTS]
+        if known is not None:
+            headers.append((b"If-None-Match", f'"{known.digest}"'.encode()))
 
         async def once() -> ManifestInfo | None:
-            answer = await upstream.ask(repository, "HEAD", url, [_ACCEPT_MANIFESTS])
+            answer = await upstream.ask(repository, "HEAD", url, headers, caller=caller)
             async with aclosing(answer):
                 await answer.read(0)
                 if answer.status in _HEAD_REFUSED:
                     return None
+                if answer.status == 304 and known is not None:
+                    return known
                 await upstream.expect(answer, repository, 200)
                 return _manifest_info(answer, reference)
 
         what = f"{repository} {reference}"
         info = await upstream.retrying(what, once, deadline_s or self._deadlines.manifest_s)
-        return info or (await self.get_manifest(repository, reference, deadline_s=deadline_s)).info
+        if info is None:
+            info = (await self.get_manifest(repository, reference, caller=caller, deadline_s=deadline_s)).info
+        return info
 
     async def get_manifest(
-        self, repository: Repository, reference: str, *, deadline_s: float | None = None
+        self,
+        repository: Repository,
+        reference: str,
+        *,
+        caller: Caller | None = None,
+        deadline_s: float | None = None,
     ) -> Manifest:
         """See `ports.Origin`."""
         upstream, url = self._locate(repository, f"manifests/{oci.parse_reference(reference)}")
         what = f"{repository} {reference}"
 
         async def once() -> Manifest:
-            answer = await upstream.ask(repository, "GET", url, [_ACCEPT_MANIFESTS])
+            answer = await upstream.ask(repository, "GET", url, [_ACCEPT_MANIFESTS], caller=caller)
             async with aclosing(answer):
                 await upstream.expect(answer, repository, 200)
                 return _manifest(answer, await _small_body(answer, upstream), reference, what)
 
         return await upstream.retrying(what, once, deadline_s or self._deadlines.manifest_s)
 
-    async def blob_size(self, repository: Repository, digest: Digest) -> int:
+    async def blob_size(
+        self,
+        repository: Repository,
+        digest: Digest,
+        *,
+        caller: Caller | None = None,
+        deadline_s: float | None = None,
+    ) -> int:
         """See `ports.Origin`; asks for one byte where HEAD does not tell."""
         upstream, url = self._locate(repository, f"blobs/{parse_digest(digest)}")
 
         async def once() -> int:
-            answer = await upstream.ask(repository, "HEAD", url, [])
+            answer = await upstream.ask(repository, "HEAD", url, [], caller=caller)
             async with aclosing(answer):
                 await answer.read(0)
                 length = _length(answer)
@@ -204,12 +240,14 @@ class OriginClient:
                 # A signed redirect is often good for GET alone: its refusal of a HEAD says nothing.
                 if upstream.is_at(answer.url) and answer.status not in _HEAD_REFUSED:
                     await upstream.expect(answer, repository, 200)
-            return await self._size_by_range(upstream, repository, digest, url)
+            return await self._size_by_range(upstream, repository, digest, url, caller)
 
-        return await upstream.retrying(f"{repository}@{digest}", once, self._deadlines.manifest_s)
+        return await upstream.retrying(f"{repository}@{digest}", once, deadline_s or self._deadlines.manifest_s)
 
-    async def _size_by_range(self, upstream: Upstream, repository: Repository, digest: Digest, url: httpx.URL) -> int:
-        answer = await upstream.ask(repository, "GET", url, [(b"Range", b"bytes=0-0")])
+    async def _size_by_range(
+        self, upstream: Upstream, repository: Repository, digest: Digest, url: httpx.URL, caller: Caller | None
+    ) -> int:
+        answer = await upstream.ask(repository, "GET", url, [(b"Range", b"bytes=0-0")], caller=caller)
         async with aclosing(answer):
             said = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
             if answer.status in (206, 416) and said and said[3] != "*":
@@ -293,7 +331,7 @@ class OriginClient:
             del self._locations[next(iter(self._locations))]
         self._locations[repository, digest] = (trio.current_time() + self._deadlines.location_s, answer.url)
 
-    async def relay(self, repository: Repository, target: str, accept: str) -> Relayed:
+    async def relay(self, repository: Repository, target: str, accept: str, *, caller: Caller | None = None) -> Relayed:
         """See `ports.Origin`. A link to a next page becomes a path and query; one to another host is left out.
 
         Raises:
@@ -306,9 +344,10 @@ class OriginClient:
         clean = "".join(character for character in accept[:1000] if " " <= character <= "~") or "*/*"
 
         async def once() -> Relayed:
-            answer = await upstream.ask(repository, "GET", url, [(b"Accept", clean.encode())], content=False)
+            headers = [(b"Accept", clean.encode())]
+            answer = await upstream.ask(repository, "GET", url, headers, content=False, caller=caller)
             async with aclosing(answer):
-                if answer.status in RETRYABLE_STATUSES:
+                if answer.status in RETRYABLE_STATUSES or answer.status in (401, 403):
                     await upstream.expect(answer, repository, 200)
                 return Relayed(answer.status, _relayed_headers(answer, upstream), await _small_body(answer, upstream))
 
@@ -319,6 +358,10 @@ class OriginClient:
         """Return whether content of it has been read without credentials, and nothing since has been refused."""
         upstream = self._configured.get(repository.registry) or self._unlisted.get(repository.registry)
         return upstream is not None and upstream.auth.is_public(repository)
+
+    def lend(self, repository: Repository, caller: Caller) -> None:
+        """See `ports.Origin`."""
+        self._locate(repository, "")[0].auth.lend(repository, caller)
 
     def statistics(self) -> dict[str, dict[str, int]]:
         """Return by registry: requests, bytes (of bodies received), retries, errors (calls that failed)."""
@@ -355,6 +398,19 @@ class OriginClient:
 
     def _build(self, name: str, origin: _Origin, *, guarded: bool = False) -> Upstream:
         base = parse_base_url(name, origin.url)
+        return Upstream(
+            name,
+            base,
+            self._transport(name, origin, guarded=guarded),
+            self._transport(name, origin, guarded=True),
+            origin.hosts,
+            self._credentials,
+            self._rule_of,
+            self._deadlines,
+            self._rng,
+        )
+
+    def _transport(self, name: str, origin: _Origin, *, guarded: bool) -> Transport:
         key = (origin.pem, guarded)
         if key not in self._transports:
             self._transports[key] = Transport(
@@ -365,7 +421,7 @@ class OriginClient:
                 stall_s=self._deadlines.stall_s,
                 wait_s=self._deadlines.header_s,
             )
-        return Upstream(name, base, self._transports[key], self._credentials, self._deadlines, self._rng)
+        return self._transports[key]
 
 
 class _Window:
@@ -517,9 +573,10 @@ def _relayed_headers(answer: Answer, upstream: Upstream) -> list[tuple[str, str]
 def _origin(registry: str, settings: RegistrySettings) -> _Origin:
     ca_file = settings.ca_file
     try:
-        return _Origin(settings.url, ca_file, ca_file.read_bytes() if ca_file is not None else None)
+        pem = ca_file.read_bytes() if ca_file is not None else None
     except OSError as error:
         raise ConfigError(f"registry {registry}: cannot use the CA file {ca_file}: {error.strerror}") from error
+    return _Origin(settings.url, ca_file, pem, settings.hosts)
 
 
 def _tls_context(registry: str, origin: _Origin) -> ssl.SSLContext:

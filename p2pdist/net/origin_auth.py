@@ -2,11 +2,12 @@
 """How the origin client becomes entitled to read a repository of one registry.
 
 Owns: the order in which entitlements are tried, tokens and their renewal, whether a repository is public.
-A repository is asked for openly first, then with an anonymous token, and only when both are refused (or
-limited, 429) with the credentials configured for that registry, at last with credentials asked for anew.
-So what was read before credentials came in is known to be public.
+A repository is asked for openly first, then with an anonymous token, and, where its rule says
+`node-credentials`, when both are refused (or limited, 429) with the credentials of this node, at last with
+credentials asked for anew. So what was read before credentials came in is known to be public. Where its rule
+says `passthrough`, only what a caller lent is shown: a header that the origin has just accepted from a runtime.
 
-Invariants: credentials go only to the registry itself or to the https token service that it named (http
+Invariants: credentials of this node go only to the registry itself or to the https token service that it named (http
 only where the registry is configured as http); one token request at a time for a repository; nothing
 secret is in a repr or an error text.
 """
@@ -21,13 +22,21 @@ from urllib.parse import urlencode
 import httpx
 import trio
 
-from p2pdist.core.challenge import BearerToken, Challenge, parse_challenges, parse_token_answer, pull_scopes
+from p2pdist.core.challenge import (
+    BearerToken,
+    Challenge,
+    format_challenge,
+    parse_challenges,
+    parse_token_answer,
+    pull_scopes,
+)
 from p2pdist.core.retry import RETRYABLE_STATUSES
 from p2pdist.errors import ConfigError, DeniedByOrigin, InvalidInput, OriginError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from p2pdist.core.access import AccessRule, Caller
     from p2pdist.core.types import Repository
     from p2pdist.net.credentials import Credentials, CredentialSource
     from p2pdist.net.origin_transport import Answer, Headers
@@ -37,6 +46,10 @@ if TYPE_CHECKING:
 _TOKEN_ANSWER_BYTES_MAX = 64 * 1024
 _RECLASSIFY_S = 600.0
 """How long a repository is taken to need credentials before it is asked openly again."""
+_BASIC_S = 60.0
+"""How long a password is shown before the file that holds it is read again."""
+_LENT_S = 3600.0
+"""How long a caller's header fetches what that caller asked for; the origin may well end it earlier."""
 _ACCESSES_MAX = 1024
 
 
@@ -63,6 +76,7 @@ class Access:
     """What is known of reading one repository."""
 
     repository: Repository
+    rule: AccessRule
     level: Level = Level.OPEN
     public: bool = False
     challenge: Challenge | None = None
@@ -84,23 +98,39 @@ class Authenticator:
         registry: its name; `base` its URL.
         source: the credentials; None where there are none.
         send: makes one request, with neither authorisation nor redirects.
+        rule_of: says whose rights count for a repository; when its answer changes, all that was obtained is dropped.
     """
 
-    def __init__(self, registry: str, base: httpx.URL, source: CredentialSource | None, send: Send) -> None:
+    def __init__(
+        self,
+        registry: str,
+        base: httpx.URL,
+        source: CredentialSource | None,
+        send: Send,
+        rule_of: Callable[[Repository], AccessRule],
+    ) -> None:
         self._registry = registry
         self._base = base
         self._source = source
         self._send = send
+        self._rule_of = rule_of
         self._accesses: dict[str, Access] = {}
 
     def access(self, repository: Repository) -> Access:
         """Return the state of a repository; the oldest of more than 1024 is forgotten."""
-        access = self._accesses.get(repository.name)
-        if access is None:
+        access, rule = self._accesses.get(repository.name), self._rule_of(repository)
+        if access is None or access.rule != rule:
             while len(self._accesses) >= _ACCESSES_MAX:
                 del self._accesses[next(iter(self._accesses))]
-            access = self._accesses[repository.name] = Access(repository)
+            access = self._accesses[repository.name] = Access(repository, rule)
         return access
+
+    def lend(self, repository: Repository, caller: Caller) -> None:
+        """Show from now on what a caller showed, with which the origin has just served this repository."""
+        access = self.access(repository)
+        if access.rule.mode == "passthrough":
+            expires_at = trio.current_time() + _LENT_S
+            access.shown = Shown(caller.authorization, Level.CREDENTIALS, expires_at) if caller.authorization else None
 
     def is_public(self, repository: Repository) -> bool:
         """Return whether content was read without credentials and nothing since has spoken against it."""
@@ -110,6 +140,10 @@ class Authenticator:
     async def shown(self, access: Access) -> Shown | None:
         """Return what to show now; a token about to expire is renewed first."""
         now = trio.current_time()
+        if access.rule.mode == "passthrough":
+            if access.shown is not None and now >= access.shown.expires_at:
+                access.shown = None
+            return access.shown
         if access.level >= Level.CREDENTIALS and now - access.raised_at > _RECLASSIFY_S:
             access.level, access.shown = Level.OPEN, None
         if access.shown is None or now < access.shown.expires_at:
@@ -133,6 +167,9 @@ class Authenticator:
         async with access.lock:
             if access.shown is not None and access.shown is not refused:
                 return True  # another request was refused before and has seen to it
+            if access.rule.mode == "passthrough":
+                access.shown = None
+                return False
             challenges = parse_challenges(answer.headers.get_list("www-authenticate"))
             access.challenge = _choose(challenges) or access.challenge
             for level in Level:
@@ -164,7 +201,7 @@ class Authenticator:
         if challenge.scheme == "basic":
             if credentials is None or credentials.identity:  # an identity token is no password
                 return False
-            access.shown = Shown(credentials.basic(), Level.CREDENTIALS, float("inf"))
+            access.shown = Shown(credentials.basic(), Level.CREDENTIALS, trio.current_time() + _BASIC_S)
             return True
         asked_at = trio.current_time()
         token = await self._ask_token(access.repository, challenge, credentials)
@@ -177,10 +214,10 @@ class Authenticator:
 
     async def _credentials(self, access: Access, *, fresh: bool) -> Credentials | None:
         """Return the credentials to try; asked for anew, only where they are others than those just refused."""
-        if self._source is None or (fresh and access.credentials is None):
+        if self._source is None or access.rule.mode != "node-credentials" or (fresh and access.credentials is None):
             return None
         try:
-            found = await self._source.get(self._registry, fresh=fresh)
+            found = await self._source.get(access.repository, file=access.rule.credentials, fresh=fresh)
             return None if fresh and found == access.credentials else found
         except ConfigError as error:
             raise DeniedByOrigin(f"{self._registry} asks for credentials, but {error}", status_code=401) from error
@@ -216,6 +253,23 @@ class Authenticator:
             return None
         message = f"{self._registry}: its token service {answer.server} answered HTTP {answer.status}"
         raise OriginError(message, status_code=answer.status)
+
+    def relayed_challenges(self, repository: Repository, answer: Answer) -> tuple[str, ...]:
+        """Return the challenges that a caller whose own rights count may be asked to answer, in our own spelling."""
+        if answer.status != 401 or self._rule_of(repository).mode != "passthrough":
+            return ()
+        challenges = parse_challenges(answer.headers.get_list("www-authenticate"))
+        return tuple(filter(None, (self._relayed(challenge) for challenge in challenges)))
+
+    def _relayed(self, challenge: Challenge) -> str:
+        if challenge.scheme == "bearer":
+            try:
+                self._realm(challenge)
+            except DeniedByOrigin:
+                return ""
+        elif challenge.scheme != "basic":
+            return ""
+        return format_challenge(challenge)
 
     def _realm(self, challenge: Challenge) -> httpx.URL:
         """Return where tokens are given.

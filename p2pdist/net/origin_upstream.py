@@ -3,7 +3,8 @@
 
 Owns: how a single question gets its answer. What is asked, and what a good answer is worth, is `origin`'s.
 Invariants: Authorization goes to the registry's own scheme, host and port only; https is never left for
-http; error texts name servers, never paths or queries behind a redirect.
+http; hosts other than the registry's and those configured with it are dialled only where they are public;
+error texts name servers, never paths or queries behind a redirect.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from typing import TYPE_CHECKING, TypeVar
 import httpx
 import trio
 
+from p2pdist.core.access import not_for_everybody
 from p2pdist.core.retry import RETRYABLE_STATUSES, backoff_s, parse_retry_after
 from p2pdist.errors import ConfigError, DeniedByOrigin, NotFoundAtOrigin, OriginError
-from p2pdist.net.origin_auth import Authenticator, Level, Shown
+from p2pdist.net.origin_auth import Access, Authenticator, Level, Shown
 from p2pdist.net.origin_transport import Answer, Transport, Unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
     from random import Random
 
+    from p2pdist.core.access import AccessRule, Caller
     from p2pdist.core.types import Repository
     from p2pdist.net.credentials import CredentialSource
     from p2pdist.net.origin_transport import Headers
@@ -80,6 +83,9 @@ class Upstream:
 
     Args:
         name: as runtimes name it; `base` is its URL.
+        transport: for the registry's own host and `hosts`; `elsewhere` for the others, where it redirects or
+            names a token service.
+        rule_of: says whose rights count for a repository.
     """
 
     def __init__(
@@ -87,16 +93,21 @@ class Upstream:
         name: str,
         base: httpx.URL,
         transport: Transport,
+        elsewhere: Transport,
+        hosts: Collection[str],
         credentials: CredentialSource | None,
+        rule_of: Callable[[Repository], AccessRule],
         deadlines: Deadlines,
         rng: Random,
     ) -> None:
         self.name = name
         self.counters = Counters()
-        self.auth = Authenticator(name, base, credentials, self.exchange)
+        self.auth = Authenticator(name, base, credentials, self.exchange, rule_of)
         self._base = base
         self._prefix = str(base).rstrip("/")
         self._transport = transport
+        self._elsewhere = elsewhere
+        self._hosts = frozenset(host.lower() for host in hosts)
         self._deadlines = deadlines
         self._rng = rng
 
@@ -107,6 +118,10 @@ class Upstream:
     def is_at(self, url: httpx.URL) -> bool:
         """Return whether `url` is on the registry itself rather than where it redirects."""
         return (url.scheme, url.host, url.port) == (self._base.scheme, self._base.host, self._base.port)
+
+    def _is_meant(self, url: httpx.URL) -> bool:
+        """Return whether the configuration names this host, so that it may be anywhere."""
+        return url.host == self._base.host or not self._hosts.isdisjoint((url.host, url.netloc.decode("ascii")))
 
     async def exchange(self, method: str, url: httpx.URL, headers: Headers, content: bytes = b"") -> Answer:
         """Make one request and return its answer when the headers are here; the caller closes it.
@@ -119,16 +134,33 @@ class Upstream:
         if content:
             headers.append((b"Content-Length", b"%d" % len(content)))
         with trio.move_on_after(self._deadlines.header_s):
-            return await self._transport.send(method, url, headers, content)
+            if self._is_meant(url):
+                return await self._transport.send(method, url, headers, content)
+            try:
+                return await self._elsewhere.send(method, url, headers, content)
+            except NotFoundAtOrigin:
+                where = url.netloc.decode("ascii")
+                raise OriginError(
+                    f"{self.name} sends us to {where}, which is not on the public internet; if that is meant, add "
+                    f'hosts = ["{where}"] to [registries."{self.name}"]'
+                ) from None
         raise Unreachable(f"no answer from {url.netloc.decode('ascii')} in {self._deadlines.header_s:g} s")
 
     async def ask(
-        self, repository: Repository, method: str, url: httpx.URL, headers: Headers, *, content: bool = True
+        self,
+        repository: Repository,
+        method: str,
+        url: httpx.URL,
+        headers: Headers,
+        *,
+        content: bool = True,
+        caller: Caller | None = None,
     ) -> Answer:
         """Return the answer behind redirects and challenges; the caller closes it.
 
         Args:
             content: whether a good answer shows that who asked may read the repository.
+            caller: ask with this caller's rights and no others; None: with those of the repository's rule.
 
         Raises:
             Unreachable, OriginError: also a redirect that is not followed.
@@ -140,7 +172,7 @@ class Upstream:
         for _ in range(_EXCHANGES_MAX):
             ours = self.is_at(url)
             if ours:
-                shown = await self.auth.shown(access)
+                shown = await self._shown(access, caller)
             extra = [] if shown is None or not ours else [(b"Authorization", shown.value.encode())]
             answer = await self.exchange(method, url, [*headers, *extra])
             try:
@@ -151,15 +183,20 @@ class Upstream:
                     continue
                 if ours and answer.status in (401, 403, 429):
                     await answer.read(SMALL_BYTES_MAX)
-                    if await self.auth.renew(access, answer, shown, tried):
+                    if caller is None and await self.auth.renew(access, answer, shown, tried):
                         continue
-                elif content and answer.status < 300:
+                elif content and (answer.status < 300 or answer.status == 304):
                     access.succeeded(shown)
             except BaseException:
                 await answer.aclose()
                 raise
             return answer
         raise OriginError(f"{self.name} redirects and challenges without end")
+
+    async def _shown(self, access: Access, caller: Caller | None) -> Shown | None:
+        if caller is None:
+            return await self.auth.shown(access)
+        return Shown(caller.authorization, Level.CREDENTIALS, float("inf")) if caller.authorization else None
 
     def _redirected(self, answer: Answer, count: int) -> httpx.URL:
         try:
@@ -187,7 +224,9 @@ class Upstream:
         if answer.status == 404:
             raise NotFoundAtOrigin(f"not found at {answer.server} ({said})", status_code=404)
         if answer.status in (401, 403):
-            raise DeniedByOrigin(self._denial(answer, repository, said), status_code=answer.status)
+            challenges = self.auth.relayed_challenges(repository, answer) if self.is_at(answer.url) else ()
+            message = self._denial(answer, repository, said)
+            raise DeniedByOrigin(message, status_code=answer.status, challenges=challenges)
         retry_after_s = parse_retry_after(answer.headers.get("retry-after", ""), time.time())
         message = f"{answer.server} answered {said}"
         raise OriginError(message, status_code=answer.status, retry_after_s=retry_after_s)
@@ -195,9 +234,14 @@ class Upstream:
     def _denial(self, answer: Answer, repository: Repository, said: str) -> str:
         if not self.is_at(answer.url):
             return f"{answer.server}, to which {self.name} redirects, refuses it ({said})"
-        if self.auth.access(repository).level >= Level.CREDENTIALS:
+        access = self.auth.access(repository)
+        if access.rule.mode == "passthrough":
+            return f"{answer.server} refuses it to this caller ({said})"
+        if access.level >= Level.CREDENTIALS:
             return f"{answer.server} refuses it to the credentials configured for {self.name} ({said})"
-        return f"{answer.server} refuses it without credentials, and none are configured for {self.name} ({said})"
+        if access.rule.mode == "node-credentials":
+            return f"{answer.server} refuses it without credentials, and none are configured for {self.name} ({said})"
+        return not_for_everybody(repository, said)
 
     async def retrying(self, what: str, once: Callable[[], Awaitable[T]], deadline_s: float) -> T:
         """Return what `once` does, tried again after passing failures.
@@ -226,8 +270,10 @@ class Upstream:
         if failure is None or scope.cancelled_caught:
             before = f" (before: {failure})" if failure else ""
             raise OriginError(f"{what}: {self.name} did not deliver within {deadline_s:g} s{before}")
-        kind = OriginError if isinstance(failure, Unreachable) else type(failure)
         message = f"{what}: {failure}"
+        if isinstance(failure, DeniedByOrigin):
+            raise DeniedByOrigin(message, status_code=failure.status_code, challenges=failure.challenges) from failure
+        kind = OriginError if isinstance(failure, Unreachable) else type(failure)
         raise kind(message, status_code=failure.status_code, retry_after_s=failure.retry_after_s) from failure
 
     def _wait_s(self, failure: OriginError, attempt: int) -> float | None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from p2pdist.core.chunkmap import ChunkMap
-from p2pdist.core.types import parse_digest
+from p2pdist.core.types import Home, Repository, parse_digest
 from p2pdist.core.verify import checksum_of, digest_like
 from p2pdist.errors import IntegrityError, StoreFullError
 from p2pdist.store.eviction import oldest, plan_eviction
@@ -55,6 +55,7 @@ class Entry:
     last_used_s: float
     whole: bool
     public: bool = False
+    home: str = ""
     handles: int = 0
     use_saved_s: float = 0.0
 
@@ -99,6 +100,10 @@ class BaseStore(ABC):
             chosen = [entry for entry in self._whole.values() if entry.public or not public_only]
         chosen.sort(key=lambda entry: entry.last_used_s, reverse=True)
         return (entry.digest for entry in chosen)
+
+    def home(self, digest: Digest) -> Home | None:
+        entry = self._whole.get(digest)
+        return None if entry is None else Home(Repository.of(entry.home) if entry.home else None, entry.public)
 
     def statistics(self) -> dict[str, int]:
         """Return what the port promises, and `partial_bytes`; partial blobs count as evicted too."""
@@ -146,7 +151,7 @@ class BaseStore(ABC):
             self._leave(entry)
             raise
 
-    def add(self, digest: Digest, body: bytes, *, media_type: str, public: bool) -> None:
+    def add(self, digest: Digest, body: bytes, *, media_type: str, public: bool, home: str = "") -> None:
         """As the port says; synced to disk, so better run in a thread. Once public, a blob stays public."""
         actual = digest_like(parse_digest(digest), body)
         if digest != actual:
@@ -159,8 +164,8 @@ class BaseStore(ABC):
         cut = ChunkMap.of(len(body))
         spans = ((cut.start(index), cut.length(index)) for index in range(cut.count))
         checksums = tuple(checksum_of(memoryview(body)[start : start + length]) for start, length in spans)
-        sidecar = Sidecar(len(body), media_type, public, cut.chunk_bytes, checksums)
-        entry = Entry(digest, len(body), 0.0, whole=True, public=public)
+        sidecar = Sidecar(len(body), media_type, public, cut.chunk_bytes, checksums, home)
+        entry = Entry(digest, len(body), 0.0, whole=True, public=public, home=home)
         self._make_room(digest, len(body))
         self._with_room(len(body), lambda: self._put(digest, body, sidecar, functools.partial(self._admit, entry)))
 
@@ -218,8 +223,8 @@ class BaseStore(ABC):
 
     def _commit(self, entry: Entry, fd: int, sidecar: Sidecar) -> StoredBlob:
         if (known := self._whole.get(entry.digest)) is not None and known.public:
-            sidecar = replace(sidecar, public=True)
-        entry.public = sidecar.public
+            sidecar = replace(sidecar, public=True, home=sidecar.home if sidecar.public else known.home)
+        entry.public, entry.home = sidecar.public, sidecar.home
         with translated(f"open {entry.digest}"):
             reader = os.dup(fd)
         try:

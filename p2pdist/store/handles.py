@@ -158,7 +158,7 @@ class ArrivingBlob:
             for index in indices:
                 self._notes.forget(index)
 
-    def commit(self, *, media_type: str = "", public: bool) -> StoredBlob:
+    def commit(self, *, media_type: str = "", public: bool, home: str = "") -> StoredBlob:
         have = self.have()
         if self._committed or len(have) != self._cut.count:
             raise ValueError(f"{self.digest} is committed, or lacks some of its {self._cut.count} chunks")
@@ -172,7 +172,7 @@ class ArrivingBlob:
         checksums = tuple(have[index] for index in range(self._cut.count))
         with self._using_fd:
             self._sync()
-            sidecar = Sidecar(self.size_bytes, media_type, public, self.chunk_bytes, checksums)
+            sidecar = Sidecar(self.size_bytes, media_type, public, self.chunk_bytes, checksums, home)
             stored = self._keeper.install(self.fileno(), sidecar)
             self._committed = True
         return stored

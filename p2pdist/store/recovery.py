@@ -88,7 +88,15 @@ def _read_entry(layout: Layout, digest: Digest, now_s: float) -> Entry | None:
         sidecar = decode(read_file(layout.meta(digest)))
         if os.stat(layout.blob(digest)).st_size == sidecar.size_bytes:
             used_s = min(os.stat(layout.meta(digest)).st_mtime, now_s)
-            return Entry(digest, sidecar.size_bytes, used_s, whole=True, public=sidecar.public, use_saved_s=used_s)
+            return Entry(
+                digest,
+                sidecar.size_bytes,
+                used_s,
+                whole=True,
+                public=sidecar.public,
+                home=sidecar.home,
+                use_saved_s=used_s,
+            )
         why = "its size is not the one noted"
     except ValueError as error:
         why = f"its sidecar is {error}"

@@ -17,7 +17,7 @@ import msgpack
 from p2pdist.core.types import Checksum
 from p2pdist.core.verify import CHECKSUM_BYTES, checksum_of
 
-_VERSION = 1
+_VERSION = 2
 _REMEMBERED = 32
 """Sidecars that are not decoded again: a runtime opens a blob once for each range, and 512 checksums take 0.1 ms."""
 
@@ -31,6 +31,8 @@ class Sidecar:
     public: bool
     chunk_bytes: int
     checksums: tuple[Checksum, ...]
+    home: str = ""
+    """`str` of the repository that it was pulled from."""
 
 
 def encode(sidecar: Sidecar) -> bytes:
@@ -43,6 +45,7 @@ def encode(sidecar: Sidecar) -> bytes:
             "public": sidecar.public,
             "chunk_bytes": sidecar.chunk_bytes,
             "checksums": b"".join(sidecar.checksums),
+            "home": sidecar.home,
         }
     )
     return packed + checksum_of(packed)

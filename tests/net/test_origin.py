@@ -52,9 +52,9 @@ class Vault:
         self.fresh = fresh
         self.asked: list[tuple[str, bool]] = []
 
-    async def get(self, registry: str, *, fresh: bool = False) -> Credentials | None:
-        self.asked.append((registry, fresh))
-        return self.fresh if fresh and self.fresh else self.known.get(registry)
+    async def get(self, repository: Repository, *, file: Path | None, fresh: bool = False) -> Credentials | None:
+        self.asked.append((repository.registry, fresh))
+        return self.fresh if fresh and self.fresh else self.known.get(repository.registry)
 
 
 @asynccontextmanager
@@ -217,8 +217,8 @@ async def test_what_no_registry_could_have_is_never_asked_for(
     ("status", "kind", "text"),
     [
         (404, NotFoundAtOrigin, "reg.lab/team/app v1: not found at 127.0.0.1:{port}"),
-        (403, DeniedByOrigin, "without credentials, and none are configured for reg.lab"),
-        (401, DeniedByOrigin, "without credentials, and none are configured for reg.lab"),
+        (403, DeniedByOrigin, "does not give it to everybody"),
+        (401, DeniedByOrigin, "does not give it to everybody"),
         (418, OriginError, "answered HTTP 418"),
     ],
 )
@@ -741,7 +741,7 @@ async def test_a_403_to_an_anonymous_token_is_met_with_credentials(registry: Fak
 
 async def test_a_broken_credentials_file_is_named_when_it_is_needed(registry: FakeRegistry) -> None:
     class Broken(Vault):
-        async def get(self, registry: str, *, fresh: bool = False) -> Credentials | None:
+        async def get(self, repository: Repository, *, file: Path | None, fresh: bool = False) -> Credentials | None:
             raise ConfigError("config.json is broken")
 
     async with client_of(registry, credentials=Broken({})) as origin:
@@ -1022,7 +1022,13 @@ async def test_a_link_to_another_host_is_not_relayed(registry: FakeRegistry, ori
     assert (await origin.relay(REPO, "tags/list", "*/*")).headers == []
 
 
-@pytest.mark.parametrize("status", [400, 401, 404])
+async def test_a_list_that_is_not_for_everybody_is_refused(registry: FakeRegistry, origin: OriginClient) -> None:
+    registry.auth = "basic"
+    with pytest.raises(DeniedByOrigin, match="does not give it to everybody"):
+        await origin.relay(REPO, "tags/list", "*/*")
+
+
+@pytest.mark.parametrize("status", [400, 404])
 async def test_referrers_are_relayed_with_any_final_status(
     registry: FakeRegistry, origin: OriginClient, status: int
 ) -> None:

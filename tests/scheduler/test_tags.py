@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pdist.core.types import PeerId
 from p2pdist.core.wire import Ask, Message, Resolve, Resolved
 from p2pdist.errors import RemoteProtocolError
 from scheduler import tags as module
-from scheduler.tags import ASK_S, MAX_QUESTIONS, Tags
+from scheduler.tags import ASK_S, FAILED_S, MAX_QUESTIONS, REFUSALS, TRIES, Tags
 from tests.strategies import digest, peer
 
 A, B, C = peer(1), peer(2), peer(3)
@@ -51,12 +56,82 @@ def test_an_old_answer_is_forgotten() -> None:
     assert not tags._tags
 
 
-def test_an_empty_answer_goes_to_all_and_is_not_kept() -> None:
+def failed(number: int, status: str = "") -> Resolved:
+    return Resolved(number, "", status, 0)
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_a_refusal_goes_to_all_and_holds_for_a_moment(status: str) -> None:
     tags = Tags(TTL_S)
     tags.resolve(A, resolve(1), 0.0)
     tags.resolve(B, resolve(1), 0.0)
-    assert tags.resolved(A, answer(1, ""), 1.0) == [(B, answer(1, ""))]
-    assert tags.resolve(C, resolve(1), 1.0) == [(C, Ask(1))]
+    assert tags.resolved(A, failed(1, status), 1.0) == [(B, failed(1, status))]
+    assert tags.resolve(C, resolve(1), 1.0 + FAILED_S / 2) == [(C, failed(1, status))]
+    assert tags.resolve(C, resolve(2), 1.0 + FAILED_S) == [(C, Ask(2))]
+
+
+@pytest.mark.parametrize("status", ["", "0", "429", "503"])
+def test_after_one_whom_the_origin_fails_a_few_others_are_asked_and_then_all_are_told(status: str) -> None:
+    tags = Tags(TTL_S)
+    peers = [peer(number) for number in range(1, 2 * TRIES)]
+    for each in peers:
+        tags.resolve(each, resolve(1), 0.0)
+    for asked, following in itertools.pairwise(peers[:TRIES]):
+        assert tags.resolved(asked, failed(1, status), 1.0) == [(following, Ask(1))]
+    told = tags.resolved(peers[TRIES - 1], failed(1, status), 1.0)
+    assert told == [(each, failed(1, status)) for each in peers[TRIES:]]
+    # A word of the origin holds for a moment; none at all leaves everybody to ask.
+    again = tags.resolve(A, resolve(9), 1.0)
+    assert again == [(A, failed(9, status))] if status else [(A, Ask(9))]
+
+
+def test_one_whom_the_origin_serves_after_others_failed_is_believed() -> None:
+    tags = Tags(TTL_S)
+    for each in (A, B, C):
+        tags.resolve(each, resolve(1), 0.0)
+    assert tags.resolved(A, failed(1, "503"), 1.0) == [(B, Ask(1))]
+    assert tags.resolved(B, answer(1), 2.0) == [(C, answer(1))]
+    assert tags.resolve(A, resolve(1), 3.0) == [(A, answer(1))]
+
+
+@pytest.mark.parametrize(
+    ("status", "most"),
+    [
+        pytest.param(200, 12, id="an image"),
+        pytest.param(404, 20, id="no such tag"),
+        pytest.param(429, 60, id="a limit"),
+    ],
+)
+def test_a_crowd_costs_the_origin_a_handful_of_requests(status: int, most: int) -> None:
+    """A thousand agents want one tag within 20 s; each tenth of them goes away or hangs; an answer takes 0.3 s."""
+    rng, tags, asks = Random(5), Tags(TTL_S), 0
+    events: list[tuple[float, int, PeerId, Message | None]] = [
+        (rng.uniform(0, 20), number, peer(number), resolve(number)) for number in range(1, 1001)
+    ]
+    events += [(float(second), 2000 + second, PeerId(""), None) for second in range(60)]
+    heapq.heapify(events)
+    answered = 0
+    while events:
+        now, _, who, message = heapq.heappop(events)
+        if message is None:
+            out = tags.tick(now)
+        elif isinstance(message, Resolve):
+            out = tags.resolve(who, message, now)
+        else:
+            assert isinstance(message, Resolved)
+            out = tags.resolved(who, message, now)
+        for to, said in out:
+            if isinstance(said, Resolved):
+                answered += 1
+                continue
+            assert isinstance(said, Ask)
+            asks += 1
+            if rng.random() < 0.1:
+                continue  # it hangs
+            found = answer(said.number) if status == 200 else failed(said.number, str(status))
+            heapq.heappush(events, (now + 0.3, 10_000 + asks, to, found))
+    assert asks <= most
+    assert answered >= 1000 - asks
 
 
 def test_after_one_who_is_late_the_next_is_asked() -> None:
