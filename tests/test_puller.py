@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -148,6 +150,26 @@ async def test_readers_of_ranges_share_one_download(node: Node, origin: FakeOrig
             nursery.start_soon(fetch, number, start, stop)
     assert [got[number] for number in range(len(spans))] == [BLOB[start:stop] for start, stop in spans]
     assert origin.egress_bytes == len(BLOB)
+
+
+async def test_readers_that_read_nothing_hold_no_chunk_in_memory_and_delay_nobody(
+    node: Node, origin: FakeOrigin, store: ShakyStore, quick_clock: MockClock
+) -> None:
+    blob = random.Random(4).randbytes(32 * CHUNK)
+    digest = origin.add_blob(blob)
+    async with running(node):
+        slow = [await node.open(digest) for _ in range(50)]
+        for reader in slow:
+            await reader.available(0, len(blob))
+        tracemalloc.start()
+        assert hashlib.sha256(await node.read_blob(digest)).hexdigest() == digest.partition(":")[2]
+        await eventually(lambda: store.contains(digest) and not node.puller.arrivals)
+        held_bytes, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert held_bytes < 2 * CHUNK
+        assert os.pread(slow[7].fileno(), 100, 31 * CHUNK) == blob[31 * CHUNK :][:100]
+        for reader in slow:
+            reader.close()
 
 
 @pytest.mark.parametrize("when", ["at once", "while waiting for a source", "while reading"])

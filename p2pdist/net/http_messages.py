@@ -33,7 +33,7 @@ class Limits:
     header_s: float = 5.0
     idle_s: float = 30.0
     write_stall_s: float = 60.0
-    patience_s: float = 1.0
+    patience_s: float = 2.5
     slow_s: float = 5.0
     slow_bytes: int = 64 * 1024
 

@@ -457,7 +457,7 @@ async def test_a_full_server_drops_a_client_that_owes_a_request_for_long(
     began = trio.current_time()
     assert (await (await connect(port)).get("/b")).body == b"/b"
     assert await first.ends() == b""
-    assert 1.0 <= trio.current_time() - began < 2.0
+    assert Limits().patience_s <= trio.current_time() - began < Limits().patience_s + 1
     assert server.statistics()["displaced"] == 1
 
 
@@ -521,7 +521,7 @@ async def test_idle_clients_make_room_first_then_silent_ones_then_slow_readers(
         for _ in range(3):
             busy = await connect(port)
             await busy.send(request("/hang"))
-            await trio.sleep(2)
+            await trio.sleep(4)
     assert ended == ["idle", "silent", "half"]
     assert (await (await connect(port)).get("/last")).body == b"/last"
 
