@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from p2pdist.agent import ORIGIN_CONNECTIONS
 from tests.fake_registry import FakeRegistry, digest_of
 from tests.http_client import Client, request
 from tests.real.cluster import until
@@ -111,7 +112,9 @@ async def test_a_hundred_pulls_are_right_amid_nine_hundred_bad_clients(tmp_path:
                 await pull_amid(crowd, running.port)
             assert not crowd.strange
             assert running.peak_rss_mib() < RSS_MIB_MAX
-            await until(lambda: running.descriptors() <= before, "all that the clients held is free again")
+            # The pulls may have left some connections to the registry, kept for the next.
+            most = before + ORIGIN_CONNECTIONS
+            await until(lambda: running.descriptors() <= most, "all that the clients held is free again")
 
 
 async def pull_amid(crowd: Crowd, port: int) -> None:
