@@ -51,7 +51,8 @@ _RESERVED_CONNECTIONS = 8
 """Connections beyond those for ranges of blobs, so that a manifest never waits behind them."""
 _HEAD_REFUSED = (400, 405, 501)
 
-_ACCEPT_MANIFESTS = (b"Accept", ", ".join(oci.MANIFEST_TYPES).encode())
+_ACCEPT_MANIFESTS = (b"Accept", ", ".join((*oci.MANIFEST_TYPES, "*/*")).encode())
+"""As containerd has it: a manifest of any other kind too is the runtime's to judge."""
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)")
 _LENGTH = re.compile(r"\d{1,19}")
 _MEDIA_TYPE = re.compile(r"[!-:<-~]{1,255}")
@@ -227,7 +228,7 @@ class OriginClient:
         caller: Caller | None = None,
         deadline_s: float | None = None,
     ) -> int:
-        """See `ports.Origin`; asks for one byte where HEAD does not tell."""
+        """See `ports.Origin`; asks for one byte where HEAD does not tell, and counts where that does not either."""
         upstream, url = self._locate(repository, f"blobs/{parse_digest(digest)}")
 
         async def once() -> int:
@@ -256,8 +257,13 @@ class OriginClient:
                 return int(said[3])
             await upstream.expect(answer, repository, 200)
             length = _length(answer)
-            if length is None:
-                raise OriginError(f"{answer.server} does not say how long the blob is")
+            if length is not None:
+                return length
+            # Nobody says how long it is: read it through. The deadline bounds that; the runtime then asks the origin.
+            length = 0
+            async for part in answer:
+                length += len(part)
+                upstream.counters.bytes += len(part)
             return length
 
     async def fetch(
