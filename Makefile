@@ -37,7 +37,7 @@ test-real: $(STAMP)
 	$(PYTEST) -m real
 
 # docs/testing.md says what is fuzzed. TARGET=wire for one alone; SECONDS=600 each.
-TARGET := ranges manifest names challenge routes wire http
+TARGET := ranges manifest names challenge routes referrers wire http
 SECONDS := 600
 
 fuzz: $(STAMP)

@@ -7,6 +7,7 @@ promises of its results. The corpus is replayed by the normal tests; `make fuzz`
 
 from __future__ import annotations
 
+import json
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from p2pdist.core import challenge, oci, ranges, routes, wire
+from p2pdist.core import challenge, oci, ranges, referrers, routes, wire
 from p2pdist.core.types import Repository, parse_digest
 from p2pdist.errors import InvalidInput, RemoteProtocolError
 from p2pdist.net.http_connection import Connection
@@ -110,6 +111,15 @@ def fuzz_routes(data: bytes) -> None:
             assert link is None or "\n" not in link
         case routes.Refusal():
             assert route.status in (400, 404)
+
+
+def fuzz_referrers(data: bytes) -> None:
+    """An origin's index of referrers: filtered it has nothing that was not in it, and is an index still."""
+    filtered = referrers.only_of_type(data, "application/x")
+    if filtered is not None:
+        kept = json.loads(filtered)["manifests"]
+        assert all(entry["artifactType"] == "application/x" for entry in kept)
+        assert len(kept) <= len(json.loads(data)["manifests"])
 
 
 def fuzz_wire(data: bytes) -> None:
@@ -251,6 +261,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "names": fuzz_names,
     "challenge": fuzz_challenge,
     "routes": fuzz_routes,
+    "referrers": fuzz_referrers,
     "wire": fuzz_wire,
     "http": fuzz_http,
 }
