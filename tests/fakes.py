@@ -102,7 +102,7 @@ class FakeImageSource:
     Attributes:
         error: raised by every call.
         gate: where set, each call waits for it first.
-        asked: every call, `(method, repository, argument)`.
+        asked: every call, `(method, repository, argument)`; `callers`: whose they were.
         readers: every reader that was opened.
     """
 
@@ -117,6 +117,7 @@ class FakeImageSource:
         self.entered = trio.Event()
         self.cancelled = False
         self.asked: list[tuple[str, Repository, str]] = []
+        self.callers: list[Caller] = []
         self.readers: list[FakeReader] = []
 
     def add_manifest(self, repository: Repository, media_type: str, body: bytes, *tags: str) -> Digest:
@@ -131,23 +132,28 @@ class FakeImageSource:
         return digest_of(blob.data)
 
     async def resolve(self, repository: Repository, reference: str, caller: Caller = NOBODY) -> ManifestInfo:
+        self.callers.append(caller)
         await self._enter("resolve", repository, reference)
         return self._manifest(repository, reference).info
 
     async def manifest(self, repository: Repository, reference: str, caller: Caller = NOBODY) -> Manifest:
+        self.callers.append(caller)
         await self._enter("manifest", repository, reference)
         return self._manifest(repository, reference)
 
     async def blob_size(self, repository: Repository, digest: Digest, caller: Caller = NOBODY) -> int:
+        self.callers.append(caller)
         await self._enter("blob_size", repository, digest)
         return self._blob(repository, digest).size_bytes
 
     async def open_blob(self, repository: Repository, digest: Digest, caller: Caller = NOBODY) -> FakeReader:
+        self.callers.append(caller)
         await self._enter("open_blob", repository, digest)
         self.readers.append(FakeReader(self._blob(repository, digest)))
         return self.readers[-1]
 
     async def relay(self, repository: Repository, target: str, accept: str, caller: Caller = NOBODY) -> FakeRelayed:
+        self.callers.append(caller)
         await self._enter("relay", repository, target)
         self.accepts.append(accept)
         return self.relayed.get(target) or FakeRelayed(404)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pdist.core.challenge import Challenge, parse_challenges, parse_token_answer, pull_scopes
+from p2pdist.core.challenge import Challenge, format_challenge, parse_challenges, parse_token_answer, pull_scopes
 from p2pdist.errors import InvalidInput
 
 TOKENS = st.text("abcXYZ019-_", min_size=1, max_size=8)
@@ -118,3 +118,30 @@ def test_an_answer_without_a_usable_token_is_refused_without_repeating_it(body: 
 
 def test_a_token_is_not_in_its_repr() -> None:
     assert "canary" not in repr(parse_token_answer(b'{"token": "canary"}'))
+
+
+@pytest.mark.parametrize(
+    ("said", "passed_on"),
+    [
+        (
+            'Bearer realm="https://a/t",service="s",scope="x",error="e"',
+            'Bearer realm="https://a/t",service="s",scope="x"',
+        ),
+        ("bearer service=s, realm=https://a", 'Bearer realm="https://a",service="s"'),
+        ('Basic realm="lab", charset="UTF-8"', 'Basic realm="lab"'),
+        ('Basic realm="a\\"b"', ""),
+        ('Basic realm=""', ""),
+        ('Bearer service="s"', ""),
+    ],
+)
+def test_a_challenge_is_passed_on_in_our_own_spelling(said: str, passed_on: str) -> None:
+    assert format_challenge(parse_challenges([said])[0]) == passed_on
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_what_is_passed_on_reads_back_as_one_challenge(realm: str, service: str) -> None:
+    text = format_challenge(Challenge("bearer", {"realm": realm, "service": service}))
+    if text:
+        (back,) = parse_challenges([text])
+        assert back.parameters["realm"] == realm
+        assert back.parameters.get("service", service) == service

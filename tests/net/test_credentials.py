@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import trio
 
+from p2pdist.core.types import Repository
 from p2pdist.errors import ConfigError
-from p2pdist.net.credentials import Credentials, DockerConfig, docker_config_path
+from p2pdist.net.credentials import CredentialFiles, Credentials, DockerConfig, docker_config_path
 
 CANARY = "canary-5f1d"
 
@@ -192,3 +193,60 @@ async def test_a_helper_that_is_not_installed_is_named(tmp_path: Path) -> None:
 def test_the_file_is_where_dockers_tools_keep_it() -> None:
     assert docker_config_path({}, Path("/root")) == Path("/root/.docker/config.json")
     assert docker_config_path({"DOCKER_CONFIG": "/etc/docker"}, Path("/root")) == Path("/etc/docker/config.json")
+
+
+# Repositories, Kubernetes' pull secrets
+
+
+def auths(**passwords: str) -> dict[str, object]:
+    return {"auths": {key: {"username": "me", "password": password} for key, password in passwords.items()}}
+
+
+@pytest.mark.parametrize(
+    ("registry", "name", "password"),
+    [
+        ("reg.lab", "other/app", "host"),
+        ("reg.lab", "team/app", "team"),
+        ("reg.lab", "team/app/deep", "deep"),
+        ("reg.lab", "teams/app", "host"),
+        ("reg.lab", "", "host"),
+        ("a.example.com", "app", "glob"),
+        ("b.example.com", "app", "exact"),
+        ("a.b.example.com", "app", None),
+        ("example.com", "app", None),
+        ("a.example.com:5000", "app", None),
+        ("docker.io", "library/alpine", "hub"),
+    ],
+)
+async def test_the_most_particular_key_wins(tmp_path: Path, registry: str, name: str, password: str | None) -> None:
+    keys = {"reg.lab": "host", "https://reg.lab/team": "team", "reg.lab/team/app/deep/": "deep"}
+    keys |= {"*.example.com": "glob", "b.example.com": "exact", "https://index.docker.io/v1/": "hub"}
+    (tmp_path / "config.json").write_text(json.dumps(auths(**keys)))
+    found = await DockerConfig(tmp_path / "config.json").get(registry, name)
+    assert (found and found.secret) == password
+
+
+@pytest.mark.parametrize("name", ["config.json", ".dockerconfigjson", ".dockercfg"])
+@pytest.mark.parametrize("mounted", [True, False], ids=["directory", "file"])
+async def test_a_pull_secret_is_read_as_it_is_mounted(tmp_path: Path, name: str, mounted: bool) -> None:
+    content = auths(**{"reg.lab": "pw"})
+    (tmp_path / name).write_text(json.dumps(content["auths"] if name == ".dockercfg" else content))
+    found = await DockerConfig(tmp_path if mounted else tmp_path / name).get("reg.lab", "app")
+    assert found == Credentials("me", "pw")
+
+
+async def test_a_directory_without_a_file_holds_nothing(tmp_path: Path) -> None:
+    assert await DockerConfig(tmp_path).get("reg.lab", "app") is None
+
+
+async def test_each_rule_has_its_file_and_the_others_the_common_one(tmp_path: Path) -> None:
+    for name in ("common", "own"):
+        (tmp_path / name).write_text(json.dumps(auths(**{"reg.lab": name})))
+    repository, paths = Repository("reg.lab", "app"), [tmp_path / "common", None]
+    source = CredentialFiles(lambda: paths[0])
+    assert await source.get(repository, file=None) == Credentials("me", "common")
+    assert await source.get(repository, file=tmp_path / "own") == Credentials("me", "own")
+    (tmp_path / "own").write_text(json.dumps(auths(**{"reg.lab": "rotated"})))
+    assert await source.get(repository, file=tmp_path / "own") == Credentials("me", "rotated")
+    paths.pop(0)
+    assert await source.get(repository, file=None) is None

@@ -524,3 +524,37 @@ async def test_a_blob_says_whether_it_was_here_and_where_its_bytes_came_from(ser
     assert (answer.status, answer.body) == (200, b'{"from_peers": 5, "from_origin": 7, "from_cache": 0}')
     assert (await client.get(f"/v2/_p2pdist/pulls/{ABSENT}")).status == 404
     assert (await client.get("/v2/_p2pdist/pulls/sha256:x")).status == 400
+
+
+# Callers
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("what", ["manifests/v1", "manifest", "blob", "tags/list"])
+async def test_the_source_hears_who_asks(served: Served, method: str, what: str) -> None:
+    target = {"manifest": served.manifest_url, "blob": served.blob_url}.get(
+        what, f"/v2/library/demo/{what}?ns=docker.io"
+    )
+    client = await served.client()
+    await client.get(target, ("Authorization", "Bearer secret"), method=method)
+    await client.get(target, method=method)
+    await client.get(target, ("Authorization", "Bearer a"), ("Authorization", "Bearer b"), method=method)
+    assert [caller.authorization for caller in served.source.callers] == ["Bearer secret", "", ""]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_origins_challenge_is_passed_on(served: Served, method: str) -> None:
+    challenge = 'Bearer realm="https://auth.test/token",service="s"'
+    served.source.error = DeniedByOrigin("not to this caller", status_code=401, challenges=(challenge,))
+    answer = await (await served.client()).get(served.manifest_url, method=method)
+    assert (answer.status, answer.headers["www-authenticate"]) == (401, challenge)
+    if method == "GET":
+        assert answer.code == "UNAUTHORIZED"
+
+
+async def test_a_refusal_without_a_challenge_sends_the_runtime_to_the_registry(served: Served) -> None:
+    served.source.error = DeniedByOrigin("refused", status_code=401)
+    answer = await (await served.client()).get(served.manifest_url, ("Authorization", "Bearer canary"))
+    assert (answer.status, answer.code) == (404, "DENIED")
+    assert "www-authenticate" not in answer.headers
+    assert b"canary" not in answer.body

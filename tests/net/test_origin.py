@@ -16,6 +16,7 @@ import trio
 import trio.testing
 import trustme
 
+from p2pdist.core.access import NOBODY, AccessRule, Caller
 from p2pdist.core.rate import TokenBucket
 from p2pdist.core.types import Digest, Repository
 from p2pdist.errors import (
@@ -32,7 +33,7 @@ from p2pdist.net.origin_upstream import Deadlines
 from tests.fake_registry import OCI_MANIFEST, FakeRegistry, Fault, digest_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
 REPO = Repository("reg.lab", "team/app")
@@ -67,6 +68,7 @@ async def client_of(
     allow_any: bool = False,
     connections: int = 8,
     limit: TokenBucket | None = None,
+    rule_of: Callable[[Repository], AccessRule] | None = None,
 ) -> AsyncIterator[OriginClient]:
     client = OriginClient(
         {REPO.registry: RegistrySettings(registry.url, ca_file)},
@@ -76,6 +78,7 @@ async def client_of(
         rng=Random(1),
         deadlines=deadlines,
         limit=limit,
+        rule_of=rule_of,
     )
     try:
         yield client
@@ -785,6 +788,135 @@ async def test_a_challenge_of_a_redirects_target_is_never_answered(
             await fetched(origin, 0, 100)
     assert vault.asked == []
     assert all("authorization" not in request.headers for request in storage.requests)
+
+
+# Whose rights count, and where the registry may send us
+
+ALICE, MALLORY = Caller(f"Bearer {CANARY}"), Caller("Basic bWFsbG9yeTp4")
+
+
+def rule_of(mode: str) -> Callable[[Repository], AccessRule]:
+    return lambda _repository: AccessRule(mode=mode)  # type: ignore[arg-type]
+
+
+async def test_a_callers_header_goes_to_the_registry_and_nothing_else_is_shown(registry: FakeRegistry) -> None:
+    registry.auth = "bearer"
+    registry._good.add(CANARY)
+    async with client_of(registry, rule_of=rule_of("passthrough")) as origin:
+        info = await origin.head_manifest(REPO, "v1", caller=ALICE)
+        assert info.digest == digest_of(MANIFEST)
+        for caller in (MALLORY, NOBODY):
+            with pytest.raises(DeniedByOrigin) as refusal:
+                await origin.head_manifest(REPO, "v1", caller=caller)
+            realm = f'Bearer realm="{registry.url}/token",service="fake",scope="repository:team/app:pull"'
+            assert refusal.value.challenges == (realm,)
+            assert CANARY not in str(refusal.value)
+        with pytest.raises(DeniedByOrigin):
+            await origin.blob_size(REPO, digest_of(BLOB), caller=MALLORY)
+        with pytest.raises(DeniedByOrigin):
+            await origin.relay(REPO, "tags/list", "*/*", caller=MALLORY)
+        assert not origin.is_public(REPO)
+    assert registry.asked("/token") == [], "only the caller asks for tokens"
+
+
+async def test_what_a_caller_lent_fetches_until_it_is_refused(registry: FakeRegistry) -> None:
+    registry.auth = "bearer"
+    registry._good.add(CANARY)
+    async with client_of(registry, rule_of=rule_of("passthrough")) as origin:
+        with pytest.raises(DeniedByOrigin):
+            await fetched(origin, 0, 100)
+        origin.lend(REPO, ALICE)
+        assert await fetched(origin, 0, 100) == BLOB[:100]
+        assert (await origin.get_manifest(REPO, "v1")).body == MANIFEST
+        registry.revoke()
+        with pytest.raises(DeniedByOrigin):
+            await fetched(origin, 0, 100)
+        registry._good.add(CANARY)
+        with pytest.raises(DeniedByOrigin):
+            await fetched(origin, 0, 100)
+        assert registry.requests[-1].headers.get("authorization") is None
+
+
+@pytest.mark.parametrize("mode", ["public", "passthrough"])
+async def test_credentials_of_the_node_are_used_only_where_the_rule_says_so(registry: FakeRegistry, mode: str) -> None:
+    registry.auth = "basic"
+    vault = Vault({"reg.lab": Credentials("me", "pw")})
+    async with client_of(registry, credentials=vault, rule_of=rule_of(mode)) as origin:
+        with pytest.raises(DeniedByOrigin):
+            await origin.get_manifest(REPO, "v1")
+    assert vault.asked == []
+
+
+async def test_another_rule_drops_what_was_obtained_under_the_old_one(registry: FakeRegistry) -> None:
+    registry.auth, rules = "basic", [AccessRule(mode="node-credentials")]
+    vault = Vault({"reg.lab": Credentials("me", "pw")})
+    async with client_of(registry, credentials=vault, rule_of=lambda _repository: rules[0]) as origin:
+        await origin.get_manifest(REPO, "v1")
+        rules[0] = AccessRule()
+        with pytest.raises(DeniedByOrigin, match="does not give it to everybody"):
+            await origin.get_manifest(REPO, "v1")
+
+
+async def test_a_password_that_was_changed_in_the_file_is_shown_soon(
+    registry: FakeRegistry, mock_clock: trio.testing.MockClock
+) -> None:
+    mock_clock.rate = 1
+    registry.auth = "basic"
+    vault = Vault({"reg.lab": Credentials("me", "pw")})
+    async with client_of(registry, deadlines=PATIENT, credentials=vault) as origin:
+        await origin.get_manifest(REPO, "v1")
+        vault.known["reg.lab"] = Credentials("me", "new")
+        registry.password = "new"
+        mock_clock.jump(61)
+        await origin.get_manifest(REPO, "v1")
+    assert [request.status for request in registry.asked("/v2/")] == [401, 200, 200]
+
+
+async def test_only_challenges_that_a_client_may_follow_are_passed_on(registry: FakeRegistry) -> None:
+    values = 'Negotiate abc, Bearer realm="ftp://x/token", Basic realm="a\\"b", Basic realm="lab"'
+    registry.every = Fault(status=401, headers=(("WWW-Authenticate", values),))
+    async with client_of(registry, rule_of=rule_of("passthrough")) as origin:
+        with pytest.raises(DeniedByOrigin) as refusal:
+            await origin.head_manifest(REPO, "v1", caller=NOBODY)
+    assert refusal.value.challenges == ('Basic realm="lab"',)
+
+
+async def test_a_manifest_that_has_not_changed_costs_a_304(registry: FakeRegistry, origin: OriginClient) -> None:
+    known = await origin.head_manifest(REPO, "v1")
+    registry.script("HEAD /v2/", Fault(status=304))
+    assert await origin.head_manifest(REPO, "v1", known=known) is known
+    assert registry.requests[-1].headers["if-none-match"] == f'"{known.digest}"'
+    assert origin.is_public(REPO)
+
+
+@pytest.mark.parametrize(
+    "place", ["http://169.254.169.254/latest", "http://localhost:1/", "http://10.0.0.1/", "http://[::1]:1/"]
+)
+@pytest.mark.parametrize("how", ["redirect", "realm"])
+async def test_a_registry_does_not_send_us_inside(registry: FakeRegistry, place: str, how: str) -> None:
+    if how == "redirect":
+        registry.every = Fault(redirect=place)
+    else:
+        registry.auth, registry.realm = "bearer", place
+    vault = Vault({"reg.lab": Credentials("me", CANARY)})
+    async with client_of(registry, credentials=vault) as origin:
+        with pytest.raises(
+            OriginError, match=r'not on the public internet; if that is meant, add hosts = \["'
+        ) as refusal:
+            await origin.get_manifest(REPO, "v1")
+        assert origin.statistics()["reg.lab"]["retries"] == 0
+    assert CANARY not in str(refusal.value)
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:{port}"])
+async def test_a_host_that_is_configured_with_it_may_be_anywhere(
+    registry: FakeRegistry, storage: FakeRegistry, host: str
+) -> None:
+    registry.every = Fault(redirect=f"http://localhost:{storage.port}/v2/x/blobs/{digest_of(BLOB)}")
+    settings = {"reg.lab": RegistrySettings(registry.url, hosts=(host.format(port=storage.port),))}
+    origin = OriginClient(settings, allow_any=False, credentials=None, connections=1, rng=Random(1), deadlines=QUICK)
+    assert await fetched(origin, 0, 100) == BLOB[:100]
+    await origin.aclose()
 
 
 # TLS
