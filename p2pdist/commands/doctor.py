@@ -33,6 +33,9 @@ _STYLES = {Result.OK: "green", Result.WARN: "yellow", Result.FAIL: "red"}
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 @click.option("--canary", metavar="IMAGE", help=f"Pull this through the agent. [default: {_CANARY}]")
+@click.option(
+    "--own-pulls", is_flag=True, help="Let the runtimes' own commands pull the canary; it may stay on this node."
+)
 @click.option("--no-canary", is_flag=True, help="Pull nothing.")
 @click.option("--admin", metavar="URL", help="The agent's admin port. [default: this node's]")
 @click.option(
@@ -56,6 +59,7 @@ def doctor(
     ctx: click.Context,
     as_json: bool,
     canary: str | None,
+    own_pulls: bool,
     no_canary: bool,
     admin: str | None,
     config_file: Path | None,
@@ -72,11 +76,13 @@ def doctor(
 
     if canary and no_canary:
         raise click.UsageError("--canary and --no-canary exclude each other")
+    if own_pulls and root != Path("/"):
+        raise click.UsageError("--own-pulls and --root exclude each other: the commands read this host's files")
     config = agent_config(config_file, os.environ)
     node = Node((admin or url_of(config.admin_listen)).rstrip("/"), config)
     view, places = View(Tree(root)), places_of(home, root)
     image = None if no_canary else _image(canary or _CANARY)
-    checks = trio.run(partial(examine, node, view, places, canary=image))
+    checks = trio.run(partial(examine, node, view, places, canary=image, own_pulls=own_pulls))
     if as_json:
         click.echo(json.dumps({"checks": [dataclasses.asdict(check) for check in checks]}, indent=2))
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from p2pdist.doctor import agent, host, origins, runtimes, swarm, web
+from p2pdist.doctor import agent, host, origins, programs, runtimes, swarm, web
 from p2pdist.doctor.report import Check, fail, in_order
 from p2pdist.net import mdns
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from p2pdist.doctor.swarm import Browse
     from p2pdist.setup.plan import Places, View
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 """For all checks together; each request has a shorter one of its own."""
 _BROWSE_S = 3.0
 """Agents that hear of each other at all do within 1.5 s."""
@@ -37,6 +37,7 @@ async def examine(
     places: Places,
     *,
     canary: ImageReference | None,
+    own_pulls: bool = False,
     browse: Browse = browse,
 ) -> list[Check]:
     """Return every check of a node, in the order of `report.CHECKS`.
@@ -44,6 +45,7 @@ async def examine(
     Args:
         view: the host's files, with the runtimes' configuration as it is.
         canary: the image that is pulled through the agent; None: none is.
+        own_pulls: let the runtimes' own commands pull it, where they are installed.
         browse: see `swarm.checks`.
     """
     checks: list[Check] = []
@@ -58,7 +60,7 @@ async def examine(
             if node.status:
                 nursery.start_soon(_gather, checks, partial(swarm.checks, node, browse))
                 if canary is not None:
-                    nursery.start_soon(_gather, checks, partial(_canaries, node, place, found, canary))
+                    nursery.start_soon(_gather, checks, partial(_canaries, node, place, found, canary, own_pulls))
     if scope.cancelled_caught:
         checks.append(fail("agent", f"the examination did not end within {DEADLINE_S:.0f} s", "run it again"))
     return in_order(checks)
@@ -68,7 +70,9 @@ async def _gather(checks: list[Check], make: Callable[[], Awaitable[list[Check]]
     checks += await make()
 
 
-async def _canaries(node: Node, place: runtimes.Host, found: list[str], image: ImageReference) -> list[Check]:
+async def _canaries(
+    node: Node, place: runtimes.Host, found: list[str], image: ImageReference, own: bool
+) -> list[Check]:
     """One after the other, as they are told apart by what the mirror has sent."""
 
     async def sent_bytes() -> int:
@@ -77,4 +81,11 @@ async def _canaries(node: Node, place: runtimes.Host, found: list[str], image: I
 
     registry = image.repository.registry
     able = [name for name in found if runtimes.may_have_mirror(place, name, registry)]
-    return [await runtimes.canary(place, name, image, sent_bytes) for name in able]
+    checks = []
+    for name in able:
+        command = programs.puller_of(name) if own else None
+        if command is None:
+            checks.append(await runtimes.canary(place, name, image, sent_bytes))
+        else:
+            checks.append(await runtimes.own_canary(name, command, image, sent_bytes))
+    return checks

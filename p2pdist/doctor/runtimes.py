@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 import trio
 
 from p2pdist.core import oci
-from p2pdist.doctor import web
+from p2pdist.doctor import programs, web
 from p2pdist.doctor.report import Check, fail, ok, warn
 from p2pdist.errors import InvalidInput, P2PDistError
 from p2pdist.setup.runtimes import RUNTIMES, present
@@ -103,6 +103,22 @@ async def canary(host: Host, name: str, image: ImageReference, sent_bytes: Calla
     if passed_bytes < pulled_bytes:
         return fail("canary", f"{image} came from {first}, but the agent did not send it", again, about=name)
     return ok("canary", f"{image}: manifest and config came through the agent", about=name)
+
+
+async def own_canary(
+    name: str, command: tuple[str, ...], image: ImageReference, sent_bytes: Callable[[], Awaitable[int]]
+) -> Check:
+    """Let a runtime pull the image itself, and see whether the agent sent anything."""
+    try:
+        before = await sent_bytes()
+        await programs.pull(command, str(image))
+        passed_bytes = await _passed(sent_bytes, before, 1)
+    except P2PDistError as error:
+        return fail("canary", f"{image}: {error}", "see runtime, mirror and origin-*", about=name)
+    if not passed_bytes:
+        todo = "name an image that this node has not yet with --canary; restart the runtime if setup named a command"
+        return fail("canary", f"{command[0]} pulled {image}, and the agent sent nothing", todo, about=name)
+    return ok("canary", f"{command[0]} pulled {image} through the agent", about=name)
 
 
 async def _passed(sent_bytes: Callable[[], Awaitable[int]], before: int, least: int) -> int:

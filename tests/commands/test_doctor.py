@@ -61,6 +61,7 @@ def test_json_has_every_check_with_its_name_and_result(nowhere: list[str]) -> No
         (["--canary", "UPPER/x"], "not a repository name"),
         (["--canary", "x", "--no-canary"], "exclude each other"),
         (["--config", "/nonexistent.toml"], "cannot read the configuration"),
+        (["--own-pulls", "--root", "/tmp"], "exclude each other"),
         (["--home", "ann"], "is not an absolute path"),
     ],
 )

@@ -18,6 +18,9 @@ import trio
 
 from p2pdist.agent import Agent
 from p2pdist.config import Address, AgentConfig, RegistryConfig
+from p2pdist.core.oci import parse_image_reference
+from p2pdist.doctor import programs, runtimes
+from p2pdist.doctor.report import Result
 from p2pdist.setup.installer import Installer
 from p2pdist.setup.plan import Places, Wanted
 from p2pdist.setup.tree import Tree
@@ -162,6 +165,7 @@ async def ctr(tmp_path: Path, registry: FakeRegistry) -> AsyncIterator[Callable[
 async def test_accelerate_falls_back_and_enforce_does_not(
     tmp_path: Path,
     require: Callable[[str, str], str],
+    monkeypatch: pytest.MonkeyPatch,
     runtime: str,
     program: str,
     puller: Any,  # noqa: ANN401
@@ -175,6 +179,8 @@ async def test_accelerate_falls_back_and_enforce_does_not(
                 every, mirror = runtime == "containerd", f"http://{agent.mirror_at}"
                 accelerate = Wanted(mirror=mirror, registries=(registry.netloc,), all_registries=every)
                 enforce = replace(accelerate, enforce=True)
+                if program == "skopeo":
+                    await expect_doctors_own_pull(agent, registry, tmp_path, monkeypatch, accelerate)
                 for wanted in (accelerate, enforce):
                     set_up(tmp_path.parents[-1], runtime, wanted, home)
                     sent = agent.mirror_metrics.sent_bytes
@@ -191,3 +197,24 @@ async def test_accelerate_falls_back_and_enforce_does_not(
             installer.carry_out(installer.remove([runtime]))
             assert not (tmp_path / "home/.config/containerd").exists()
             assert not (tmp_path / "home/.local").exists()
+
+
+async def expect_doctors_own_pull(
+    agent: Agent, registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: Wanted
+) -> None:
+    """The doctor's canary by skopeo itself fails before setup, and is well after it."""
+    image = parse_image_reference(f"{registry.netloc}/lab/image:v1")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home/.config"))
+
+    async def sent_bytes() -> int:
+        return agent.mirror_metrics.sent_bytes
+
+    command = programs.puller_of("podman")
+    assert command is not None
+    before = await runtimes.own_canary("podman", command, image, sent_bytes)
+    assert before.what == f"skopeo pulled {image}, and the agent sent nothing"
+    assert before.result is Result.FAIL
+    set_up(tmp_path.parents[-1], "podman", wanted, str(tmp_path / "home"))
+    after = await runtimes.own_canary("podman", command, image, sent_bytes)
+    assert after.what == f"skopeo pulled {image} through the agent"
