@@ -425,6 +425,7 @@ class Agent:
                 "duplicate": counters.duplicate,
             },
             "images_pulled": self.images.pulled,
+            "access": {"rules": len(self.config.access), "checks": self.gate.checks, "refused": self.gate.refused},
             "control_bytes": self.control_bytes(),
         }
 

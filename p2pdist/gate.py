@@ -113,6 +113,7 @@ class Gate:
         try:
             info = await self._resolver.tag(repository, tag, who)
         except DeniedByOrigin:
+            self.refused += 1
             self._denied(repository, who)
             raise
         await self.manifest(repository, info.digest, who)

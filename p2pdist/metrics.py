@@ -50,6 +50,12 @@ class AgentCollector(Collector):
             "p2pdist_control_bytes", "Message bytes to peers and scheduler.", agent.control_bytes()
         )
         yield CounterMetricFamily("p2pdist_images_pulled", "Images whose every blob is here.", agent.images.pulled)
+        yield CounterMetricFamily(
+            "p2pdist_access_checks", "Times that an origin was asked for a right.", agent.gate.checks
+        )
+        yield CounterMetricFamily(
+            "p2pdist_access_refused", "Requests that rules or origins refused.", agent.gate.refused
+        )
         yield GaugeMetricFamily("p2pdist_peers", "Connected peers.", len(agent.exchange.links))
         yield GaugeMetricFamily("p2pdist_pulls", "Blobs on their way.", len(agent.puller.arrivals))
         connected = agent.tracker is not None and agent.tracker.connected_to is not None

@@ -296,7 +296,11 @@ class Puller:
         try:
             media_type = media_type_of(body, progress.media_type)
             self._store.add(
-                arrival.digest, body, media_type=media_type, public=arrival.shared, home=str(arrival.repository)
+                arrival.digest,
+                body,
+                media_type=media_type,
+                public=self._still_shared(arrival),
+                home=str(arrival.repository),
             )
         except (IntegrityError, InvalidInput):
             self._exchange.feed(ev.BlobRejected(blob=arrival.digest, indices=[0]))
@@ -454,7 +458,7 @@ class Puller:
     async def _fetch_whole(self, arrival: Arrival) -> None:
         """Fetch a manifest from the origin."""
         manifest = await self._origin.get_manifest(arrival.repository, arrival.digest)
-        public, home = arrival.shared, str(arrival.repository)
+        public, home = self._still_shared(arrival), str(arrival.repository)
         await trio.to_thread.run_sync(
             lambda: self._store.add(
                 arrival.digest, manifest.body, media_type=manifest.media_type, public=public, home=home
@@ -499,14 +503,18 @@ class Puller:
         self._exchange.feed(ev.BlobVerified(blob=arrival.digest))
         arrival.wake()
         try:
-            home = str(arrival.repository)
-            stored = await trio.to_thread.run_sync(lambda: blob.commit(public=arrival.shared, home=home))
+            public, home = self._still_shared(arrival), str(arrival.repository)
+            stored = await trio.to_thread.run_sync(lambda: blob.commit(public=public, home=home))
         except StoreError as error:
             stored = None
             # The readers have it all; only later ones will have to pull again.
             log.error("blob not kept", blob=arrival.digest, why=str(error))
             self._exchange.feed(ev.BlobEvicted(blob=arrival.digest))
         self._finish(arrival, stored)
+
+    def _still_shared(self, arrival: Arrival) -> bool:
+        """Return whether peers may have what has arrived: meanwhile it may have taken credentials to read."""
+        return arrival.shared and self._sharing.may_share(arrival.repository)
 
     def _finish(self, arrival: Arrival, stored: StoredBlob | None = None) -> None:
         arrival.verified = True

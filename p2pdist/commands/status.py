@@ -99,6 +99,11 @@ def _facts(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
     yield "to peers", human_bytes(moved.get("to_peers", 0))
     yield "control", human_bytes(document.get("control_bytes", 0))
+    access = document.get("access", {})
+    yield (
+        "access",
+        f"{access.get('rules', 0)} rules, {access.get('checks', 0)} checks, {access.get('refused', 0)} refused",
+    )
 
 
 def _scheduler(state: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from p2pdist.core.types import Digest, parse_digest
+from p2pdist.core.types import Digest, Home, Repository, parse_digest
 from p2pdist.core.verify import checksum_of
 from p2pdist.errors import IntegrityError, InvalidInput, StoreFullError
 from tests.store.blobs import CHUNK_BYTES, Content, content, descriptors, read
@@ -416,6 +416,17 @@ def test_what_was_added_public_once_stays_public(store: ChunkStore, first: bool,
     assert stored is not None
     assert stored.public is public
     stored.close()
+
+
+def test_a_blob_remembers_where_it_came_from(store: ChunkStore) -> None:
+    blob, home = Content(b"{}"), Repository("reg.lab:5000", "team/app")
+    assert store.home(blob.digest) is None
+    store.add(blob.digest, blob.body, media_type="m", public=False, home=str(home))
+    assert store.home(blob.digest) == Home(home, shared=False)
+    store.add(blob.digest, blob.body, media_type="m", public=True, home="docker.io/library/x")
+    assert store.home(blob.digest) == Home(Repository("docker.io", "library/x"), shared=True)
+    store.add(blob.digest, blob.body, media_type="m", public=False, home=str(home))
+    assert store.home(blob.digest) == Home(Repository("docker.io", "library/x"), shared=True)
 
 
 def test_what_is_here_is_not_replaced_by_adding_it_again(store: ChunkStore) -> None:

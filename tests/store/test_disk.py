@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from p2pdist.core.types import Home, Repository
 from p2pdist.errors import IntegrityError, StoreError, StoreFullError
 from p2pdist.store.disk import DiskStore
 from tests.store.blobs import CHUNK_BYTES, Content, content, descriptors, read
@@ -117,6 +118,14 @@ def test_a_restart_keeps_blobs_their_order_of_use_and_what_was_said_of_them(tmp_
             assert stored.checksums == content(name).checksums
             assert stored.read(0, 4500) == content(name).body
             stored.close()
+
+
+def test_a_restart_keeps_where_a_blob_came_from(tmp_path: Path) -> None:
+    home = Repository("reg.lab", "team/app")
+    with opened(tmp_path) as store:
+        store.add(content(1).digest, content(1).body, media_type="m", public=False, home=str(home))
+    with opened(tmp_path) as store:
+        assert store.home(content(1).digest) == Home(home, shared=False)
 
 
 def test_a_restart_resumes_what_was_arriving_even_if_nobody_closed_it(tmp_path: Path) -> None:
