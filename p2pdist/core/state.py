@@ -67,6 +67,8 @@ class SwarmState:
     """Grows whenever this agent has something new to give."""
     gains_before: int = 0
     """Gains before the pulls that go on were started."""
+    chunk_s: float = 0.0
+    """What a chunk from a peer takes lately, from its grant on; 0 before the first."""
     helped_at: float = 0.0
     """When somebody last helped: a chunk came from a peer, or the scheduler leased one to us."""
     _wanted: list[Progress] | None = None

@@ -58,7 +58,6 @@ class Taking:
         self._racks = racks
         self._fetching = fetching
         self._downloads = 0
-        self._chunk_s = 0.0
         self._waiting: dict[PeerId, None] = {}
         self._hungry_at = float("-inf")
         self._limit: TokenBucket | None = None
@@ -98,7 +97,7 @@ class Taking:
             state.answer(peer, Decline(number, False))
             return
         progress, index = picked
-        wait_s = max(MIN_DEADLINE_S, DEADLINE_FACTOR * self._chunk_s) if self._chunk_s else DEADLINE_S
+        wait_s = max(MIN_DEADLINE_S, DEADLINE_FACTOR * self._state.chunk_s) if self._state.chunk_s else DEADLINE_S
         peer.downloads[number] = Download(progress.blob, index, state.now, state.now + wait_s)
         progress.ask(index, peer.peer_id, state.now)
         self._downloads += 1
@@ -157,7 +156,7 @@ class Taking:
 
     def _pick_again(self, peer: Peer) -> tuple[Progress, int] | None:
         """Return a chunk that is on its way already, but for long (the endgame), or None."""
-        patience_s = max(DUPLICATE_FACTOR * self._chunk_s, MIN_DEADLINE_S / 2)
+        patience_s = max(DUPLICATE_FACTOR * self._state.chunk_s, MIN_DEADLINE_S / 2)
         for progress in self._state.wanted():
             free = self._racks.takable(peer, progress, peer.shared.get(progress.blob, 0) & ~progress.have)
             for index, asked in progress.asked.items():
@@ -168,10 +167,10 @@ class Taking:
 
     def arrived(self, peer: Peer, number: int, size: int) -> None:
         """Note that a chunk is whole, right or wrong; the caller makes room once it knows which."""
-        download = peer.downloads.get(number)
+        state, download = self._state, peer.downloads.get(number)
         if download is not None:
-            taken_s = self._state.now - download.since
-            self._chunk_s = taken_s if not self._chunk_s else 0.8 * self._chunk_s + 0.2 * taken_s
+            taken_s = state.now - download.since
+            state.chunk_s = taken_s if not state.chunk_s else 0.8 * state.chunk_s + 0.2 * taken_s
         self._state.helped_at = self._state.now
         peer.down_bytes += size
         peer.failures = 0

@@ -6,7 +6,16 @@ from __future__ import annotations
 import pytest
 
 from p2pdist.core import events as ev
-from p2pdist.core.ladder import LONELY_S, MISSING_AT_ONCE, MISSING_S, ORPHAN_S, STALL_S
+from p2pdist.core.ladder import (
+    LARGE,
+    LONELY_S,
+    MAX_SPREADING_S,
+    MISSING_AT_ONCE,
+    MISSING_S,
+    ORPHAN_S,
+    SPREADING_CHUNKS,
+    STALL_S,
+)
 from p2pdist.core.wire import Grant, Lease, Missing, pack_indices
 from tests.script import CHUNK, B, Script, checksums, done, fetch, fetches, have, share, told
 from tests.strategies import digest, peer
@@ -134,6 +143,42 @@ def test_a_chunk_that_was_fetched_but_reaches_no_neighbour_is_reported_and_then_
     assert reported[0] == pytest.approx(1.0 + MISSING_S + 0.1)
     assert fetches(script.tick(1.0 + ORPHAN_S)) == []
     assert script.tick(1.0 + ORPHAN_S + 0.1)[-1] == fetch(2)
+
+
+@pytest.mark.parametrize(
+    ("chunk_s", "wait_s"), [(0.1, ORPHAN_S), (0.5, SPREADING_CHUNKS * 0.5), (9.0, MAX_SPREADING_S)]
+)
+def test_while_other_chunks_come_an_orphan_is_waited_for_as_long_as_some_of_these_take(
+    chunk_s: float, wait_s: float
+) -> None:
+    script = pulling([0])
+    script.ordered(checksums(2))
+    script.tick(1.0)
+    state = script.machine.state
+    state.chunk_s, reported = chunk_s, []
+    while script.now < 2 * MAX_SPREADING_S:
+        state.helped_at = script.now
+        out = script.tick(script.now + 0.1)
+        reported += [script.now] * len(told(out, Missing))
+        if fetches(out):
+            break
+    assert fetches(out) == [2]
+    assert script.now == pytest.approx(1.0 + wait_s, abs=0.2)
+    assert reported[0] == pytest.approx(1.0 + wait_s - ORPHAN_S + MISSING_S, abs=0.2)
+
+
+def test_in_a_large_swarm_only_few_lose_patience_first() -> None:
+    def waits(seed: int) -> float:
+        script = pulling([0], seed=seed)
+        script.connect(*range(3, LARGE + 2))
+        script.ordered(checksums(2))
+        script.tick(1.0)
+        script.now = script.machine.state.helped_at = 3.0
+        return fetched_at(script)[0] - 1.0
+
+    waited = [waits(seed) for seed in range(60)]
+    assert all(ORPHAN_S < each <= 2 * ORPHAN_S + 0.2 for each in waited)
+    assert sum(each < 1.5 * ORPHAN_S for each in waited) <= 12
 
 
 def test_a_chunk_that_shows_up_at_a_neighbour_is_no_orphan_any_more() -> None:
