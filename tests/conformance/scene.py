@@ -69,10 +69,12 @@ class Scene:
                 task_status.started()
                 await trio.sleep_forever()
 
-    async def ready(self, *paths: str, **settings: Any) -> Client:  # noqa: ANN401
+    async def ready(self, *paths: str, proved: bool = False, **settings: Any) -> Client:  # noqa: ANN401
         """Return a client of the agent that is asked; `paths` below the repository are warm unless the scene is cold.
 
         Args:
+            proved: whether the origin has told also the peer, before it went, that anybody may have these: without that
+                each manifest waits for its silence. What is on disk is always proved.
             settings: fields of the agents' configuration.
         """
         first = await self._start("first", settings)
@@ -86,10 +88,13 @@ class Scene:
             asked = await self._start("second", settings)
             asked.neighbourhood.learn(PeerAddress(first.peer_id, "127.0.0.1", first.peers_at.port), "mdns")
             await eventually(lambda: bool(asked.exchange.links and first.exchange.links))
+        client = await self._client(asked)
+        if proved or self.state == DISK:
+            for path in paths:
+                await client.head(f"{IMAGE}/{path}")
         if not self.keep_origin:
             self._origin.cancel()
             await eventually(lambda: self.registry.open_connections == 0)
-        client = await self._client(asked)
         if self.state == PEER:
             # As every runtime does: a manifest comes before the blobs that it names, and gives their sizes.
             for path in paths:

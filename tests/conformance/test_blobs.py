@@ -35,7 +35,7 @@ def expect_headers(answer: Answer, digest: str, size_bytes: int, status: int = 2
 async def test_a_blob_comes_whole(scene: Scene, kind: str) -> None:
     body, digest = BLOBS[kind], digest_of(BLOBS[kind])
     fill(scene.registry)
-    ask = await scene.ready(*IMAGES)
+    ask = await scene.ready(*IMAGES, proved=True)
     expect_headers(await ask.head(f"{IMAGE}/blobs/{digest}"), digest, len(body))
     answer = await ask.get(f"{IMAGE}/blobs/{digest}")
     expect_headers(answer, digest, len(body))
@@ -45,7 +45,7 @@ async def test_a_blob_comes_whole(scene: Scene, kind: str) -> None:
 
 async def test_a_blob_by_its_sha512(scene: Scene) -> None:
     fill(scene.registry)
-    ask = await scene.ready(f"manifests/{MANIFESTS['sha512 layer'].digest}")
+    ask = await scene.ready(f"manifests/{MANIFESTS['sha512 layer'].digest}", proved=True)
     digest = sha512_of(LARGE)
     expect_headers(await ask.head(f"{IMAGE}/blobs/{digest}"), digest, SIZE)
     answer = await ask.get(f"{IMAGE}/blobs/{digest}", ("Range", "bytes=300000-"))
@@ -69,7 +69,7 @@ ONE_RANGE = {
 async def test_one_range_is_206_with_just_that(scene: Scene, kind: str) -> None:
     value, start, stop = ONE_RANGE[kind]
     fill(scene.registry)
-    ask = await scene.ready(*IMAGES)
+    ask = await scene.ready(*IMAGES, proved=True)
     answer = await ask.get(BLOB, ("Range", f"bytes={value}"))
     expect_headers(answer, DIGEST, stop - start, 206)
     assert answer.headers["content-range"] == f"bytes {start}-{stop - 1}/{SIZE}"
@@ -79,7 +79,7 @@ async def test_one_range_is_206_with_just_that(scene: Scene, kind: str) -> None:
 
 async def test_several_ranges_are_multipart_in_the_order_asked_for(scene: Scene) -> None:
     fill(scene.registry)
-    ask = await scene.ready(*IMAGES)
+    ask = await scene.ready(*IMAGES, proved=True)
     spans = [(690_000, 690_100), (0, 1), (262_100, 524_300), (SIZE - 3, SIZE)]
     value = "bytes=690000-690099,0-0, 262100-524299,-3"
     answer = await ask.get(BLOB, ("Range", value))
@@ -122,7 +122,7 @@ IGNORED = {
 
 async def test_a_range_that_means_nothing_gets_the_whole(scene: Scene) -> None:
     fill(scene.registry)
-    ask = await scene.ready(*IMAGES)
+    ask = await scene.ready(*IMAGES, proved=True)
     for headers in IGNORED.values():
         answer = await ask.get(BLOB, *headers)
         expect_headers(answer, DIGEST, SIZE)
@@ -131,7 +131,7 @@ async def test_a_range_that_means_nothing_gets_the_whole(scene: Scene) -> None:
 
 async def test_a_range_outside_is_416_with_the_size(scene: Scene) -> None:
     fill(scene.registry)
-    ask = await scene.ready(*IMAGES)
+    ask = await scene.ready(*IMAGES, proved=True)
     for value in (f"{SIZE}-", f"{SIZE}-{SIZE + 5}", "-0", "500-0", f"{SIZE}-,500-0"):
         answer = await ask.get(BLOB, ("Range", f"bytes={value}"))
         assert (answer.status, answer.code) == (416, "UNSUPPORTED")
@@ -140,7 +140,7 @@ async def test_a_range_outside_is_416_with_the_size(scene: Scene) -> None:
 
 async def test_more_ranges_than_anyone_needs_are_refused_so_that_the_client_asks_for_fewer(scene: Scene) -> None:
     fill(scene.registry)
-    ask = await scene.ready(*IMAGES)
+    ask = await scene.ready(*IMAGES, proved=True)
     ranges = [f"{4 * number}-{4 * number + 1}" for number in range(129)]
     answer = await ask.get(BLOB, ("Range", "bytes=" + ",".join(ranges)))
     assert (answer.status, answer.code) == (400, "UNSUPPORTED")
@@ -150,7 +150,7 @@ async def test_more_ranges_than_anyone_needs_are_refused_so_that_the_client_asks
 
 async def test_a_blob_that_the_client_has_is_not_sent_again(scene: Scene) -> None:
     fill(scene.registry)
-    ask = await scene.ready(*IMAGES)
+    ask = await scene.ready(*IMAGES, proved=True)
     for known in (ETAG, f'"other", W/{ETAG}', "*"):
         for method in ("GET", "HEAD"):
             answer = await ask.get(BLOB, ("If-None-Match", known), ("Range", "bytes=0-1"), method=method)
@@ -162,13 +162,13 @@ async def test_a_blob_that_the_client_has_is_not_sent_again(scene: Scene) -> Non
 
 async def test_the_head_of_a_blob_takes_no_range(scene: Scene) -> None:
     fill(scene.registry)
-    ask = await scene.ready(*IMAGES)
+    ask = await scene.ready(*IMAGES, proved=True)
     expect_headers(await ask.head(BLOB, ("Range", "bytes=0-1")), DIGEST, SIZE)
 
 
 async def test_an_empty_blob_has_no_ranges(scene: Scene) -> None:
     fill(scene.registry)
-    ask = await scene.ready(*IMAGES)
+    ask = await scene.ready(*IMAGES, proved=True)
     digest = digest_of(b"")
     for value in ("bytes=0-", "bytes=-5", "bytes=5-9"):
         answer = await ask.get(f"{IMAGE}/blobs/{digest}", ("Range", value))
@@ -177,7 +177,7 @@ async def test_an_empty_blob_has_no_ranges(scene: Scene) -> None:
 
 async def test_a_blob_that_does_not_exist_is_404(origin_stays: Scene) -> None:
     fill(origin_stays.registry)
-    ask = await origin_stays.ready(*IMAGES)
+    ask = await origin_stays.ready(*IMAGES, proved=True)
     for digest in (digest_of(b"nothing"), sha512_of(b"nothing")):
         answer = await ask.head(f"{IMAGE}/blobs/{digest}")
         assert (answer.status, answer.body) == (404, b"")

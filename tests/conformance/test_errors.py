@@ -81,7 +81,7 @@ async def test_what_no_registry_has_is_refused_unasked(cold: Scene) -> None:
 @pytest.mark.parametrize(("method", "target"), PUSHES)
 async def test_pushes_are_unsupported(scene: Scene, method: str, target: str) -> None:
     fill(scene.registry)
-    ask = await scene.ready(f"manifests/{DIGEST}")
+    ask = await scene.ready(f"manifests/{DIGEST}", proved=True)
     asked = len(scene.registry.requests)
     answer = await ask.get(target, ("Content-Length", "0"), method=method)
     expect_error(answer, 405, "UNSUPPORTED")
