@@ -57,8 +57,8 @@ class Content(Protocol):
     def heard(self, blob: Digest) -> None:
         """Let readers look again: somebody spoke for the blob's chunks."""
 
-    def fetch(self, blob: Digest, index: int) -> None:
-        """Begin to read a chunk from the origin; ChunkArrived, BlobStored or FetchFailed is fed later."""
+    def fetch(self, blob: Digest, index: int, count: int) -> None:
+        """Begin to read chunks from the origin; ChunkArrived for each, BlobStored or FetchFailed is fed later."""
 
     def check(self, blob: Digest) -> None:
         """Begin to compare the SHA-256; BlobVerified or BlobRejected is fed later."""
@@ -137,7 +137,7 @@ class Exchange:
                 if self.tracker is not None:
                     self.tracker.send(command.message)
             case ev.FetchOrigin():
-                self.content.fetch(command.blob, command.index)
+                self.content.fetch(command.blob, command.index, command.count)
             case ev.CheckBlob():
                 self.content.check(command.blob)
             case ev.CancelSend():
@@ -212,9 +212,14 @@ class Exchange:
 
     # -------------------------------------------------------------- links
 
-    def chunk_in(self, blob: Digest, index: int, data: memoryview, checksum: Checksum) -> None:
-        """Take in a chunk that was read from the origin."""
-        self._chunk(ev.ChunkArrived(source=ev.ORIGIN, number=0, blob=blob, index=index, checksum=checksum), data)
+    def chunk_in(
+        self, blob: Digest, index: int, data: memoryview, checksum: Checksum, taken_s: float | None = None
+    ) -> None:
+        """Take in a chunk that was read from the origin, in so many seconds; `data` is not kept."""
+        self._chunk(
+            ev.ChunkArrived(source=ev.ORIGIN, number=0, blob=blob, index=index, checksum=checksum, taken_s=taken_s),
+            data,
+        )
 
     def _chunk(self, event: ev.ChunkArrived, data: memoryview) -> None:
         assert not self._draining

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from p2pdist.core.chunkmap import ChunkMap, from_bytes, lowest, members
 from p2pdist.core.ladder import MISSING_AT_ONCE
 from p2pdist.core.lease import DOUBTERS, FIRST_AHEAD, NEVER
+from p2pdist.core.runs import MAX_RUN_BYTES, run_from
 from p2pdist.core.verify import CHECKSUM_BYTES
 from p2pdist.core.wire import (
     Checksums,
@@ -95,7 +96,11 @@ class Member:
     neighbours: dict[PeerId, None] = field(default_factory=dict)
     """Whom it was told to dial, and who was told to dial it."""
     leases: int = 0
+    """Runs of chunks that it fetches now."""
     leased_ever: int = 0
+    """Chunks."""
+    run_bytes: int = 0
+    """What it would fetch in one request, as it said last."""
 
 
 @dataclass(slots=True)
@@ -134,10 +139,22 @@ class Swarm:
 
 
 @dataclass(slots=True)
+class Run:
+    """Adjacent chunks leased to one member, who fetches them in one request."""
+
+    begun: Begun
+    left: int
+    """Chunks of which the lease has not ended."""
+    done_bytes: int = 0
+
+
+@dataclass(slots=True)
 class Registry:
     """The leases that are out for one origin, and the swarms in line for the next, in the order of the joins."""
 
-    leases: dict[tuple[Digest, int], tuple[Swarm, Begun]] = field(default_factory=dict)
+    leases: dict[tuple[Digest, int], tuple[Swarm, Run]] = field(default_factory=dict)
+    runs: int = 0
+    """Those that have chunks left."""
     pace: Pace = field(default_factory=Pace)
     first: dict[Digest, Swarm] = field(default_factory=dict)
     """Swarms whose first chunk is to be leased; they leave the line when they come up and have nothing to lease."""
@@ -432,26 +449,39 @@ class SchedulerState:
             if which == 1 and swarm.order >= ahead:
                 break
             most = registry.pace.leases + (CROWD_LEASES if len(swarm.members) >= CROWD else 0)
-            while len(registry.leases) < most and swarm.pending & which:
+            while registry.runs < most and swarm.pending & which:
                 peer = self._draw(swarm, most, now)
                 if peer is None:
                     break
-                self._lease(registry, swarm, lowest(swarm.pending), peer, now, out)
+                self._lease(registry, swarm, self._run(swarm, peer), peer, now, out)
             if not swarm.pending & which:
                 through.append(swarm.blob)
-            if len(registry.leases) >= most:
+            if registry.runs >= most:
                 break
         for blob in through:
             del line[blob]
 
-    def _lease(self, registry: Registry, swarm: Swarm, index: int, peer: PeerId, now: float, out: Outbox) -> None:
-        swarm.leases[index] = (peer, now + LEASE_S)
-        swarm.leased_bits |= 1 << index
-        registry.leases[swarm.blob, index] = swarm, registry.pace.began(now)
-        self.members[peer].leases += 1
-        self.members[peer].leased_ever += 1
-        self.leases_granted += 1
-        out.append((peer, Lease(swarm.blob, index, int(LEASE_S * 1000))))
+    def _run(self, swarm: Swarm, peer: PeerId) -> range:
+        """Return the next chunks to lease to a member: no more than its share of what is left to lease."""
+        pending = swarm.pending
+        first = lowest(pending)
+        if swarm.chunks is None:
+            return range(first, first + 1)
+        share_bytes = -(-pending.bit_count() // len(swarm.members)) * swarm.chunks.chunk_bytes
+        most_bytes = min(self.members[peer].run_bytes, MAX_RUN_BYTES, share_bytes)
+        return run_from(first, pending, most_bytes, swarm.chunks.chunk_bytes)
+
+    def _lease(self, registry: Registry, swarm: Swarm, indices: range, peer: PeerId, now: float, out: Outbox) -> None:
+        run, member = Run(registry.pace.began(now), len(indices)), self.members[peer]
+        for index in indices:
+            swarm.leases[index] = (peer, now + LEASE_S)
+            swarm.leased_bits |= 1 << index
+            registry.leases[swarm.blob, index] = swarm, run
+        registry.runs += 1
+        member.leases += 1
+        member.leased_ever += len(indices)
+        self.leases_granted += len(indices)
+        out.append((peer, Lease(swarm.blob, indices.start, int(LEASE_S * 1000), len(indices))))
 
     def _draw(self, swarm: Swarm, leases: int, now: float) -> PeerId | None:
         """Return the member to lease a chunk to: one with less than its share, and of those one with few so far."""
@@ -469,10 +499,13 @@ class SchedulerState:
         del swarm.leases[index]
         swarm.leased_bits &= ~(1 << index)
         registry = self._registry(swarm)
-        del registry.leases[swarm.blob, index]
+        run = registry.leases.pop((swarm.blob, index))[1]
         registry.line_up(swarm)
-        if peer in self.members:
-            self.members[peer].leases -= 1
+        run.left -= 1
+        if not run.left:
+            registry.runs -= 1
+            if peer in self.members:
+                self.members[peer].leases -= 1
         return True
 
     def _on_done(self, peer: PeerId, message: Done, now: float) -> None:
@@ -485,6 +518,7 @@ class SchedulerState:
         if not swarm.full >> message.index & 1:
             raise RemoteProtocolError(f"chunk {message.index} of a blob of {message.size_bytes} bytes")
         checksum = unpack_checksums(message.checksum, 1)[0]
+        self.members[peer].run_bytes = message.run_bytes
         self._measure(swarm, message.index, peer, now)
         held = self._end_lease(swarm, message.index, peer)
         # Without the lease (it lapsed, or an earlier scheduler gave it) the word counts only where no other has it.
@@ -494,8 +528,10 @@ class SchedulerState:
     def _measure(self, swarm: Swarm, index: int, peer: PeerId, now: float) -> None:
         if swarm.chunks is not None and swarm.leases.get(index, ("", 0.0))[0] == peer:
             registry = self._registry(swarm)
-            begun, out = registry.leases[swarm.blob, index][1], len(registry.leases)
-            registry.pace.done(begun, swarm.chunks.length(index), now, out=out, members=len(swarm.members))
+            run = registry.leases[swarm.blob, index][1]
+            run.done_bytes += swarm.chunks.length(index)
+            if run.left == 1:
+                registry.pace.done(run.begun, run.done_bytes, now, out=registry.runs, members=len(swarm.members))
 
     def _on_failed(self, peer: PeerId, message: Failed, now: float) -> None:
         swarm = self.swarms.get(message.blob)

@@ -20,10 +20,11 @@ import trio
 
 from p2pdist.config import Address
 from p2pdist.core.access import Policy
+from p2pdist.core.chunkmap import MIN_CHUNK_BYTES
 from p2pdist.core.pull import PullMachine
 from p2pdist.core.types import Digest, Manifest, PeerId, Repository
 from p2pdist.core.wire import VERSION, Hello, PeerAddress, Stored
-from p2pdist.errors import NotFoundAtOrigin
+from p2pdist.errors import NotFoundAtOrigin, OriginError
 from p2pdist.exchange import Exchange
 from p2pdist.gate import PUBLIC_TTL_S, Gate
 from p2pdist.images import Images
@@ -71,6 +72,7 @@ class FakeOrigin:
         gate: where set, each call waits for it first.
         chunk_s: virtual seconds that each range takes.
         held: chunks that do not come before their event, by their start in whatever blob.
+        breaks: where a request breaks off, once, by the chunk's start.
         blobs: what is served under each digest, right or wrong.
         asked: every call, `(method, what)`.
         known: what each head_manifest came with.
@@ -83,6 +85,7 @@ class FakeOrigin:
         self.gate: trio.Event | None = None
         self.chunk_s = 0.01
         self.held: dict[int, trio.Event] = {}
+        self.breaks: set[int] = set()
         self.blobs: dict[Digest, bytes] = {}
         self.manifests: dict[str, Manifest] = {}
         self.asked: list[tuple[str, str]] = []
@@ -152,12 +155,17 @@ class FakeOrigin:
     ) -> None:
         await self._enter("fetch", f"{digest}@{start}")
         data = self._blob(digest)[start : start + len(into)]
-        await trio.sleep(self.chunk_s)
-        if start in self.held:
-            await self.held[start].wait()
-        self.egress_bytes += len(data)
-        into[:] = data
-        progress(len(data))
+        for at in range(0, len(data), MIN_CHUNK_BYTES):
+            await trio.sleep(self.chunk_s)
+            if start + at in self.breaks:
+                self.breaks.discard(start + at)
+                raise OriginError("it broke off")
+            if start + at in self.held:
+                await self.held[start + at].wait()
+            part = data[at : at + MIN_CHUNK_BYTES]
+            self.egress_bytes += len(part)
+            into[at : at + len(part)] = part
+            progress(at + len(part))
 
     def _blob(self, digest: Digest) -> bytes:
         if digest not in self.blobs:

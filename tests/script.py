@@ -71,8 +71,8 @@ def take(number: int, grant: int, index: int, blob: Digest = B) -> ev.TakeChunk:
     return ev.TakeChunk(peer=peer(number), number=grant, blob=blob, index=index)
 
 
-def fetch(index: int, blob: Digest = B) -> ev.FetchOrigin:
-    return ev.FetchOrigin(blob=blob, index=index)
+def fetch(index: int, blob: Digest = B, count: int = 1) -> ev.FetchOrigin:
+    return ev.FetchOrigin(blob=blob, index=index, count=count)
 
 
 def write(index: int, word: Checksum | None = None) -> ev.WriteChunk:
@@ -81,7 +81,8 @@ def write(index: int, word: Checksum | None = None) -> ev.WriteChunk:
 
 def fetches(out: list[ev.Command]) -> list[int]:
     """Return the chunks that these commands fetch."""
-    return [command.index for command in out if isinstance(command, ev.FetchOrigin)]
+    runs = [command for command in out if isinstance(command, ev.FetchOrigin)]
+    return [index for run in runs for index in range(run.index, run.index + run.count)]
 
 
 def told(out: list[ev.Command], kind: type[wire.Message]) -> list[wire.Message]:
@@ -151,21 +152,28 @@ class Script:
         return self.on(ev.Ticked(), at)
 
     def arrives(
-        self, source: int | None, index: int, *, grant: int = 0, word: Checksum | None = None, blob: Digest = B
+        self,
+        source: int | None,
+        index: int,
+        *,
+        grant: int = 0,
+        word: Checksum | None = None,
+        blob: Digest = B,
+        taken_s: float | None = None,
     ) -> list[ev.Command]:
         """A chunk arrives; where it is written, that has happened too."""
         who = None if source is None else peer(source)
         word = checksum(index) if word is None else word
-        out = self.on(ev.ChunkArrived(source=who, number=grant, blob=blob, index=index, checksum=word))
+        out = self.on(ev.ChunkArrived(source=who, number=grant, blob=blob, index=index, checksum=word, taken_s=taken_s))
         if any(isinstance(command, ev.WriteChunk) for command in out):
             out = out + self.on(ev.ChunkWritten(blob=blob, index=index))
         return out
 
     def fails(
-        self, index: int, *, final: bool = False, pause_s: float = 0.0, error: Exception | None = None
+        self, index: int, *, count: int = 1, final: bool = False, pause_s: float = 0.0, error: Exception | None = None
     ) -> list[ev.Command]:
         error = error or OSError("refused")
-        return self.on(ev.FetchFailed(blob=B, index=index, error=error, final=final, pause_s=pause_s))
+        return self.on(ev.FetchFailed(blob=B, index=index, count=count, error=error, final=final, pause_s=pause_s))
 
     def seeding(self, chunks: int = CHUNKS) -> Script:
         """Let it have all of B."""

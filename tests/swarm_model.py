@@ -226,7 +226,7 @@ class World:
                     self._say(node, command.peer, wire.Refuse(command.number))
                     node.queue.append(ev.ChunkSent(peer=command.peer, number=command.number))
             case ev.FetchOrigin():
-                self._fetch(node, command.blob, command.index)
+                self._fetch(node, command.blob, command.index, command.count)
             case ev.WriteChunk():
                 self._write(node, command)
             case ev.CheckBlob():
@@ -313,29 +313,46 @@ class World:
 
     # ----------------------------------------------------------------- origin
 
-    def _fetch(self, node: Node, digest: Digest, index: int) -> None:
+    def _fetch(self, node: Node, digest: Digest, index: int, count: int) -> None:
         life = node.life
 
         def done() -> None:
-            self._origin_busy -= 1
-            if self._origin_queue:
-                self._origin_queue.popleft()()
             if node.life != life or not node.alive:
+                end()
                 return
-            entry, event = self.blobs[digest], None
+            entry = self.blobs[digest]
             if self.rng.random() < self.faults.fetch_fails:
+                end()
                 error = OriginError("503")
-                event = ev.FetchFailed(blob=digest, index=index, error=error, final=False, pause_s=0.0)
-                self.feed(node, event)
+                self.feed(
+                    node,
+                    ev.FetchFailed(blob=digest, index=index, count=count, error=error, final=False, pause_s=0.0),
+                )
                 return
             self.egress[digest, index] += 1
-            if entry.sized:
-                checksum = entry.checksum(index)
-                self.feed(node, ev.ChunkArrived(source=None, number=0, blob=digest, index=index, checksum=checksum))
-            else:
+            if not entry.sized:
+                end()
                 node.store[digest][0] = entry.checksum(0)
                 node.whole.add(digest)
                 self.feed(node, self._stored(digest))
+                return
+            if count == 1:
+                end()
+            else:
+                self._origin_busy -= 1
+                self._fetch(node, digest, index + 1, count - 1)
+            event = ev.ChunkArrived(
+                source=None, number=0, blob=digest, index=index, checksum=entry.checksum(index), taken_s=taken_s
+            )
+            self.feed(node, event)
+
+        def end() -> None:
+            self._origin_busy -= 1
+            if self._origin_queue:
+                self._origin_queue.popleft()()
+
+        # Some chunks come so fast that runs of several follow.
+        taken_s = self.rng.choice((0.0, self.rng.uniform(0.02, 0.1)))
 
         def begin() -> None:
             self._origin_busy += 1

@@ -137,6 +137,37 @@ async def test_what_a_reader_waits_for_is_fetched_first(node: Node, origin: Fake
         reader.close()
 
 
+async def test_chunks_of_one_request_are_readable_as_they_come(
+    node: Node, origin: FakeOrigin, quick_clock: MockClock
+) -> None:
+    blob = random.Random(4).randbytes(40 * CHUNK)
+    digest, held = origin.add_blob(blob), 30
+    origin.held[held * CHUNK] = trio.Event()
+    async with running(node):
+        reader = await node.open(digest)
+        end = 0
+        while end < held * CHUNK:
+            end = await reader.available(end, len(blob))
+        fetched = [int(what.rpartition("@")[2]) // CHUNK for asked, what in origin.asked if asked == "fetch"]
+        assert held not in fetched, "it is within a run"
+        origin.held[held * CHUNK].set()
+        reader.close()
+        assert await node.read_blob(digest) == blob
+    assert origin.egress_bytes == len(blob)
+
+
+async def test_what_a_request_that_breaks_off_had_brought_is_not_fetched_again(
+    node: Node, origin: FakeOrigin, quick_clock: MockClock
+) -> None:
+    blob = random.Random(4).randbytes(40 * CHUNK)
+    digest = origin.add_blob(blob)
+    origin.breaks.add(30 * CHUNK)
+    async with running(node):
+        assert await node.read_blob(digest) == blob
+    assert not origin.breaks
+    assert origin.egress_bytes == len(blob)
+
+
 async def test_readers_of_ranges_share_one_download(node: Node, origin: FakeOrigin, quick_clock: MockClock) -> None:
     digest = origin.add_blob(BLOB)
     spans = [(0, len(BLOB)), (0, 1), (3 * CHUNK - 5, 5 * CHUNK + 5), (LAST, len(BLOB)), (CHUNK, 2 * CHUNK)] * 3

@@ -62,6 +62,8 @@ class ChunkArrived:
     blob: Digest
     index: int
     checksum: Checksum
+    taken_s: float | None = None
+    """From the origin: how long its bytes took, from the first, or the chunk before, to the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +76,14 @@ class ChunkWritten:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchFailed:
-    """A FetchOrigin ended without its chunk.
+    """A FetchOrigin ended without its chunk, or without the last `count` of its chunks.
 
     `final`: the origin does not have the blob, or refuses it; asking again is of no use.
     """
 
     blob: Digest
     index: int
+    count: int = 1
     error: Exception
     final: bool
     pause_s: float
@@ -224,10 +227,11 @@ class CancelSend:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchOrigin:
-    """Read the chunk from the origin; ChunkArrived or FetchFailed follows."""
+    """Read `count` chunks from `index` on from the origin; ChunkArrived follows for each, in order, or FetchFailed."""
 
     blob: Digest
     index: int
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,12 +69,11 @@ class Ladder:
             return
         old = [index for index, since in progress.orphans.items() if state.now - since > self._patience_s()]
         for index in old[: max(0, LEASES - self._leasing.fetching())]:
-            self._leasing.fetch(progress, index)
+            self._leasing.fetch(progress, [index])
         if free and self._alone():
             while free and self._leasing.fetching() < LEASES:
-                index = lowest(unheld or free)
-                self._leasing.fetch(progress, index)
-                free, unheld = free & ~(1 << index), unheld & ~(1 << index)
+                begun = self._leasing.fetch_run(progress, lowest(unheld or free), unheld or free)
+                free, unheld = free & ~begun, unheld & ~begun
 
     def _note_orphans(self, progress: Progress, bits: int) -> None:
         """Keep since when each orphan has been one."""

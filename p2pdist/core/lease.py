@@ -6,20 +6,24 @@ of the swarm ranks all members for a chunk by a hash of (chunk, member), and the
 that know the same members agree without a word, and when one leaves only its chunks move (rendezvous
 hashing, Thaler and Ravishankar 1998). Content that may not be shared, or that nobody else wants, is a
 swarm of one member, which leases all to itself. What is fetched without any lease is core/ladder.py's.
+
+One request to the origin brings a run of adjacent chunks where they come fast (core/runs.py).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xxhash import xxh3_64_intdigest
 
-from p2pdist.core.chunkmap import lowest, members
+from p2pdist.core.chunkmap import chunk_set, lowest, members
 from p2pdist.core.events import FetchOrigin, Tell
+from p2pdist.core.runs import RunLength, run_from, runs_of
 from p2pdist.core.wire import Done, Failed, Lease, Renew
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from p2pdist.core.peerbook import Peer
     from p2pdist.core.progress import Progress
@@ -34,7 +38,7 @@ MAX_SETTLE_S = 1.8
 a peer that comes and goes must not keep the others waiting."""
 REST_S = 6.0
 LEASES = 4
-"""Chunks in flight from the origin per swarm: 1, 2 and 8 measured worse (SWARM)."""
+"""Requests to the origin in flight per swarm: 1, 2 and 8 measured worse (SWARM)."""
 FIRST_AHEAD = 8
 """Blobs, in the order wanted, whose first chunks come before all else: more than runtimes read at a time."""
 CATCH_UP_LEASES = 3
@@ -71,6 +75,15 @@ def holder_of(blob: Digest, index: int, swarm: Collection[PeerId]) -> PeerId:
     return max(swarm, key=lambda member: weight(blob, index, member))
 
 
+@dataclass(slots=True)
+class _Request:
+    """A fetch that brings one or several chunks."""
+
+    renewed_at: float
+    left: int
+    """Chunks still to come."""
+
+
 class Leasing:
     """The origin fetches of one agent."""
 
@@ -78,7 +91,9 @@ class Leasing:
         self._state = state
         self._met_at = float("-inf")
         self._settled_at = float("-inf")
-        self._fetching: dict[tuple[Digest, int], float] = {}
+        self._fetching: dict[tuple[Digest, int], _Request] = {}
+        self._requests = 0
+        self._run = RunLength()
         self._due: set[tuple[Digest, int]] = set()
         """Chunks whose fetch, leased or not, the scheduler is to hear the end of."""
         self._granted: set[tuple[Digest, int]] = set()
@@ -86,8 +101,8 @@ class Leasing:
         self._owned: dict[Digest, tuple[frozenset[PeerId], dict[int, bool]]] = {}
 
     def fetching(self) -> int:
-        """Return how many chunks are being fetched."""
-        return len(self._fetching)
+        """Return how many requests are running."""
+        return self._requests
 
     def met(self) -> None:
         """Note that a peer was met or the scheduler lost: for a while now, members are still being found."""
@@ -122,46 +137,59 @@ class Leasing:
 
     def leased(self, message: Lease) -> None:
         """Take in a lease of the scheduler's: fetch, or give it back."""
-        state, key = self._state, (message.blob, message.index)
-        progress = state.blobs.get(message.blob)
+        state, blob = self._state, message.blob
+        progress = state.blobs.get(blob)
         if progress is None or not progress.shared or message.index >= progress.count:
-            state.out.append(Tell(message=Failed(*key, NEVER)))
-        elif progress.offered >> message.index & 1:
-            self._due.add(key)
-            self.done(progress, message.index)
-        elif progress.final or not progress.wanted:
-            state.out.append(Tell(message=Failed(*key, NEVER)))
-        else:
-            state.helped_at = state.now
-            self._granted.add(key)
-            self.fetch(progress, message.index)
+            state.out.append(Tell(message=Failed(blob, message.index, NEVER)))
+            return
+        wanted = []
+        for index in range(message.index, min(message.index + message.count, progress.count)):
+            if progress.offered >> index & 1:
+                self._due.add((blob, index))
+                self.done(progress, index)
+            elif progress.final or not progress.wanted:
+                state.out.append(Tell(message=Failed(blob, index, NEVER)))
+            else:
+                state.helped_at = state.now
+                self._granted.add((blob, index))
+                wanted.append(index)
+        self.fetch(progress, wanted)
 
     def done(self, progress: Progress, index: int) -> None:
         """Report a chunk that was ours to fetch, once it is here and vouched for, whoever it came from."""
         key = (progress.blob, index)
         if key in self._due and progress.offered >> index & 1:
             self._due.discard(key)
-            self.tell(Done(progress.blob, progress.size_bytes, index, progress.own[index]))
+            self.tell(Done(progress.blob, progress.size_bytes, index, progress.own[index], self._run.bytes))
 
     def tell(self, message: Message) -> None:
         """Tell the scheduler, where there is one."""
         if self._state.scheduled:
             self._state.out.append(Tell(message=message))
 
-    def arrived(self, blob: Digest, index: int) -> None:
-        """Note that a fetch has ended well."""
+    def arrived(self, blob: Digest, index: int, size_bytes: int = 0, taken_s: float | None = None) -> None:
+        """Note that a chunk, or a manifest, was fetched."""
+        if taken_s is not None:
+            self._run.measured(size_bytes, taken_s)
         self._end(blob, index)
 
-    def failed(self, blob: Digest, index: int, *, final: bool, pause_s: float) -> None:
-        """Note that a fetch has ended badly, and give its lease back."""
-        key = (blob, index)
-        self._end(blob, index)
-        if key in self._due:
-            self._due.discard(key)
-            self.tell(Failed(blob, index, NEVER if final else int(pause_s * 1000)))
+    def failed(self, blob: Digest, indices: Iterable[int], *, final: bool, pause_s: float) -> None:
+        """Note that chunks will not come, and give their leases back."""
+        for index in indices:
+            key = (blob, index)
+            self._end(blob, index)
+            if key in self._due:
+                self._due.discard(key)
+                self.tell(Failed(blob, index, NEVER if final else int(pause_s * 1000)))
 
     def _end(self, blob: Digest, index: int) -> None:
-        self._fetching.pop((blob, index), None)
+        request = self._fetching.pop((blob, index), None)
+        if request is not None:
+            request.left -= 1
+            self._requests -= not request.left
+        progress = self._state.blobs.get(blob)
+        if progress is not None:
+            progress.unask(index, None)
         if (blob, index) in self._granted:
             self._granted.discard((blob, index))
             self._state.helped_at = self._state.now
@@ -182,36 +210,60 @@ class Leasing:
         self._owned.pop(blob, None)
         self._due = {key for key in self._due if key[0] != blob}
 
-    def fetch(self, progress: Progress, index: int) -> None:
-        """Begin to fetch a chunk, if that has not begun."""
-        key = (progress.blob, index)
-        if progress.shared:
-            self._due.add(key)
-        if key not in self._fetching:
-            self._fetching[key] = self._state.now
-            progress.ask(index, None, self._state.now)
-            self._state.out.append(FetchOrigin(blob=progress.blob, index=index))
+    def fetch_run(self, progress: Progress, index: int, free: int) -> int:
+        """Begin to fetch a chunk, with as many of the set `free` right behind it as come in a moment; return which."""
+        cut = progress.chunks
+        run = range(1) if cut is None else run_from(index, free, self._run.bytes, cut.chunk_bytes)
+        self.fetch(progress, run)
+        return chunk_set(run)
+
+    def fetch(self, progress: Progress, indices: Iterable[int]) -> None:
+        """Begin to fetch chunks, in ascending order, of which that has not begun: one request for what is adjacent."""
+        blob, now, new = progress.blob, self._state.now, []
+        for index in indices:
+            if progress.shared:
+                self._due.add((blob, index))
+            if (blob, index) not in self._fetching:
+                new.append(index)
+        for run in runs_of(new):
+            request = _Request(now, len(run))
+            self._requests += 1
+            for index in run:
+                self._fetching[blob, index] = request
+                progress.ask(index, None, now)
+            self._state.out.append(FetchOrigin(blob=blob, index=run.start, count=len(run)))
 
     def renew(self) -> None:
         """Keep the leases whose fetches still run."""
-        now = self._state.now
-        for key, since in self._fetching.items():
-            if key in self._due and now - since >= RENEW_S:
-                self._fetching[key] = now
-                self.tell(Renew(*key))
+        now, renewed = self._state.now, []
+        for key, request in self._fetching.items():
+            if now - request.renewed_at >= RENEW_S:
+                renewed.append(request)
+                if key in self._due:
+                    self.tell(Renew(*key))
+        for request in renewed:
+            request.renewed_at = now
 
     def by_rendezvous(self) -> None:
         """Fetch what is ours to fetch where no scheduler leases it."""
         state = self._state
         settled = not state.book.peers or state.now >= self._settled_at
+        if self._requests >= LEASES:
+            return
         # The first chunk of each of the next blobs first: every runtime that waits gets its first byte.
         first = [progress for progress in state.wanted()[:FIRST_AHEAD] if self._may_fetch(progress, settled=settled)]
         for progress in first:
             self._fetch_own(progress, 1)
         self._fetch_read([progress for progress in first if progress.heads])
         for progress in state.wanted():
+            # Else this looks at each of thousands of small blobs, for each that comes.
+            if self._requests >= LEASES:
+                return
             if self._may_fetch(progress, settled=settled):
                 self._fetch_own(progress, progress.full)
+
+    def _free(self, progress: Progress) -> int:
+        return progress.full & ~(progress.have | progress.held | progress.inflight)
 
     def _may_fetch(self, progress: Progress, *, settled: bool) -> bool:
         if progress.shared and (self._state.scheduled or not settled):
@@ -222,9 +274,10 @@ class Leasing:
         """Fetch chunks of the set `within` that are ours, in order."""
         swarm = self.swarm_of(progress)
         while (index := self._own_chunk(progress, swarm, within)) is not None:
-            if len(self._fetching) >= self._most(progress, swarm, index):
+            if self._requests >= self._most(progress, swarm, index):
                 return
-            self.fetch(progress, index)
+            # What is behind it is another's to fetch, as a rule, where there are others.
+            self.fetch_run(progress, index, self._free(progress) if len(swarm) == 1 else 0)
 
     def _fetch_read(self, read: list[Progress]) -> None:
         """Fetch chunks of blobs that are read, the lowest of all first.
@@ -244,9 +297,9 @@ class Leasing:
                 return
             index, nth = min(nexts)
             progress, swarm = crowds[nth]
-            if len(self._fetching) >= self._most(progress, swarm, index):
+            if self._requests >= self._most(progress, swarm, index):
                 return
-            self.fetch(progress, index)
+            self.fetch(progress, [index])
 
     def _most(self, progress: Progress, swarm: frozenset[PeerId], index: int) -> int:
         """Return how many chunks to fetch at a time if this is the next.

@@ -242,9 +242,7 @@ class PullMachine:
         size = 0 if progress is None or progress.chunks is None else progress.chunks.length(event.index)
         if event.source is None:
             state.counters.from_origin += size
-            self._leasing.arrived(event.blob, event.index)
-            if progress is not None:
-                progress.unask(event.index, None)
+            self._leasing.arrived(event.blob, event.index, size, event.taken_s)
         else:
             state.counters.from_peers += size
             peer = self.book.peers.get(event.source)
@@ -364,7 +362,6 @@ class PullMachine:
             self._drop_blob(event.blob)
             return
         progress = self.blobs.get(event.blob) or self._new_progress(event.blob, "", shared=True, wanted=False)
-        progress.unask(0, None)
         for peer in self.book.peers.values():
             self._taking.cancel(peer, event.blob)
         progress.media_type = event.media_type
@@ -398,11 +395,11 @@ class PullMachine:
             self._drop_blob(blob)
 
     def _fetch_failed(self, event: ev.FetchFailed) -> None:
-        self._leasing.failed(event.blob, event.index, final=event.final, pause_s=event.pause_s)
+        indices = range(event.index, event.index + event.count)
+        self._leasing.failed(event.blob, indices, final=event.final, pause_s=event.pause_s)
         progress = self.blobs.get(event.blob)
         if progress is None:
             return
-        progress.unask(event.index, None)
         if not progress.causes:
             progress.failing_since = self.state.now
         progress.causes = [*progress.causes, event.error][-CAUSES_KEPT:]

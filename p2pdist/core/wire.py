@@ -191,7 +191,8 @@ class Leave(Message):
 class Done(Message):
     """To the scheduler: a leased chunk is here, read from the origin, with this checksum.
 
-    `size_bytes` is the blob's, which the scheduler may not know yet.
+    `size_bytes` is the blob's, which the scheduler may not know yet; `run_bytes` what the agent would ask the origin
+    for at once.
     """
 
     CODE: ClassVar[int] = 22
@@ -199,6 +200,7 @@ class Done(Message):
     size_bytes: Size
     index: Number
     checksum: bytes
+    run_bytes: Number = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,12 +278,14 @@ class Neighbours(Message):
 
 @dataclass(frozen=True, slots=True)
 class Lease(Message):
-    """From the scheduler: fetch this chunk from the origin; without Renew it lapses after `deadline_ms`."""
+    """From the scheduler: fetch `count` chunks from `index` on from the origin; without Renew each lapses after
+    `deadline_ms`."""
 
     CODE: ClassVar[int] = 31
     blob: Digest
     index: Number
     deadline_ms: Number
+    count: Number = 1
 
 
 @dataclass(frozen=True, slots=True)

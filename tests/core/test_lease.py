@@ -150,6 +150,41 @@ def test_a_chunk_leased_twice_is_fetched_once() -> None:
     assert script.ordered(Lease(B, 0, 15000), Lease(B, 0, 15000)) == [fetch(0)]
 
 
+def test_a_leased_run_is_one_request_and_each_chunk_is_reported_as_it_comes() -> None:
+    script = Script(scheduled=True)
+    script.start(have=[2])
+    assert script.ordered(Lease(B, 0, 15000, 9)) == [done(2), fetch(0, count=2), fetch(3)]
+    assert script.arrives(None, 0) == [write(0), done(0)]
+    assert script.machine._leasing.fetching() == 2
+    assert told(script.tick(RENEW_S), Renew) == [Renew(B, 1), Renew(B, 3)]
+    assert script.arrives(None, 1) == [write(1), done(1)]
+    assert script.machine._leasing.fetching() == 1
+
+
+def test_a_run_that_breaks_off_gives_back_what_has_not_come() -> None:
+    script = Script(scheduled=True)
+    script.connect(2)
+    script.start()
+    script.ordered(Lease(B, 0, 15000, 4))
+    script.arrives(None, 0)
+    assert script.fails(1, count=3) == [tell(Failed(B, index, 0)) for index in (1, 2, 3)]
+    assert script.machine._leasing.fetching() == 0
+    assert script.machine.blobs[B].inflight == 0
+
+
+def test_who_gets_chunks_fast_asks_for_longer_runs() -> None:
+    script = Script(scheduled=True)
+    script.start(8)
+    script.ordered(Lease(B, 0, 15000))
+    (said,) = told(script.arrives(None, 0, taken_s=0.01), Done)
+    assert isinstance(said, Done)
+    assert said.run_bytes > CHUNK // 2
+    script.ordered(Lease(B, 1, 15000))
+    (more,) = told(script.arrives(None, 1, taken_s=0.001), Done)
+    assert isinstance(more, Done)
+    assert more.run_bytes > said.run_bytes
+
+
 def test_nothing_is_told_to_a_scheduler_that_is_gone() -> None:
     script = Script(scheduled=True)
     script.start()
@@ -168,6 +203,18 @@ def test_alone_an_agent_fetches_four_chunks_at_a_time_in_order() -> None:
     assert fetches(script.start(6)) == [0, 1, 2, 3]
     assert fetches(script.arrives(None, 1)) == [4]
     assert fetches(script.tick(0.1)) == []
+
+
+def test_alone_on_a_fast_link_a_request_brings_what_is_adjacent_up_to_what_is_here() -> None:
+    script = Script()
+    script.start(40, have=[12])
+    out = [command for index in range(4) for command in script.arrives(None, index, taken_s=0.001)]
+    assert [command for command in out if isinstance(command, ev.FetchOrigin)] == [
+        fetch(4),
+        fetch(5, count=2),
+        fetch(7, count=4),
+        fetch(11),
+    ]
 
 
 def test_alone_the_window_of_a_reader_comes_first() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -236,6 +237,46 @@ def test_a_swarm_that_lines_up_again_takes_its_old_place() -> None:
     # Chunk 0 is out, and three of the second blob; one comes back and precedes what is left of the second.
     script.says(1, Failed(B, 0, 0))
     assert script.state.swarms[B].leases[0][0] == peer(2)
+
+
+def runs(out: list[tuple[int, Message]]) -> list[tuple[int, int]]:
+    """The leases among these messages: from which chunk on, how many."""
+    return [(message.index, message.count) for _, message in out if isinstance(message, Lease)]
+
+
+def fast(index: int, *, chunks: int = 100) -> Done:
+    """A chunk done by an agent that would fetch sixteen at once."""
+    return replace(done(index, chunks=chunks), run_bytes=16 * CHUNK)
+
+
+def test_an_agent_that_fetches_fast_is_leased_runs_of_adjacent_chunks() -> None:
+    script = Script(1)
+    script.says(1, joining())
+    assert runs(script.says(1, fast(0))) == [(LEASES, 16)]
+    # The run counts as one of the registry's leases until all of it is done.
+    assert runs(script.says(1, fast(LEASES))) == []
+    assert runs(script.says(1, fast(1))) == [(LEASES + 16, 16)]
+    assert [runs(script.says(1, fast(index))) for index in range(LEASES + 1, LEASES + 16)][-1] != []
+
+
+def test_a_run_is_no_more_than_a_members_share_of_what_is_left() -> None:
+    script = Script(1, 2, 3)
+    for number in (1, 2, 3):
+        script.says(number, joining(chunks=26))
+        script.state.members[peer(number)].run_bytes = 16 * CHUNK
+    holder = int(script.state.swarms[B].leases[0][0], 16)
+    assert runs(script.says(holder, fast(0, chunks=26))) == [(LEASES, -(-(26 - LEASES) // 3))]
+
+
+def test_what_of_a_run_fails_is_leased_again() -> None:
+    script = Script(1)
+    script.says(1, joining())
+    script.says(1, fast(0))
+    script.state.connected(address(2))
+    script.says(2, joining())
+    again = [entry for index in range(LEASES, LEASES + 16) for entry in script.says(1, Failed(B, index, 0))]
+    assert {index for first, count in runs(again) for index in range(first, first + count)} == {LEASES}
+    check(script.state)
 
 
 def test_each_registry_has_its_own_leases() -> None:
@@ -690,8 +731,13 @@ def check(state: SchedulerState) -> None:
         assert not swarm.pending & 1 or swarm.blob in state._registries[swarm.registry].first
         out += len(swarm.leases)
     assert out == sum(len(registry.leases) for registry in state._registries.values())
-    assert out == sum(member.leases for member in state.members.values())
-    assert all(len(registry.leases) <= LEASES_MAX for registry in state._registries.values())
+    for registry in state._registries.values():
+        runs = {id(run): run for _, run in registry.leases.values()}
+        assert registry.runs == len(runs) <= LEASES_MAX
+        assert sum(run.left for run in runs.values()) == len(registry.leases)
+    assert sum(registry.runs for registry in state._registries.values()) == sum(
+        member.leases for member in state.members.values()
+    )
     for number, member in state.members.items():
         assert all(number in state.swarms[blob].members for blob in member.swarms)
         assert all(number in state._holders[blob] for blob in member.stored)
