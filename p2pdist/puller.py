@@ -447,6 +447,8 @@ class Puller:
             final = isinstance(error, NotFoundAtOrigin | DeniedByOrigin | IntegrityError | InvalidInput)
             pause_s = (error.retry_after_s or 0.0) if isinstance(error, OriginError) else 0.0
             at, left = (index, count) if run is None else (run.next, run.stop - run.next)
+            if not left:  # all of it is here; what was wrong came behind
+                return
             self._exchange.feed(
                 ev.FetchFailed(blob=blob, index=at, count=left, error=error, final=final, pause_s=pause_s)
             )

@@ -19,7 +19,7 @@ from xxhash import xxh3_64_intdigest
 
 from p2pdist.core.chunkmap import chunk_set, lowest, members
 from p2pdist.core.events import FetchOrigin, Tell
-from p2pdist.core.runs import RunLength, run_from, runs_of
+from p2pdist.core.runs import Rate, run_from, runs_of
 from p2pdist.core.wire import Done, Failed, Lease, Renew
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Leasing:
         self._settled_at = float("-inf")
         self._fetching: dict[tuple[Digest, int], _Request] = {}
         self._requests = 0
-        self._run = RunLength()
+        self._rate = Rate()
         self._due: set[tuple[Digest, int]] = set()
         """Chunks whose fetch, leased or not, the scheduler is to hear the end of."""
         self._granted: set[tuple[Digest, int]] = set()
@@ -160,7 +160,7 @@ class Leasing:
         key = (progress.blob, index)
         if key in self._due and progress.offered >> index & 1:
             self._due.discard(key)
-            self.tell(Done(progress.blob, progress.size_bytes, index, progress.own[index], self._run.bytes))
+            self.tell(Done(progress.blob, progress.size_bytes, index, progress.own[index], self._rate.run_bytes))
 
     def tell(self, message: Message) -> None:
         """Tell the scheduler, where there is one."""
@@ -170,7 +170,7 @@ class Leasing:
     def arrived(self, blob: Digest, index: int, size_bytes: int = 0, taken_s: float | None = None) -> None:
         """Note that a chunk, or a manifest, was fetched."""
         if taken_s is not None:
-            self._run.measured(size_bytes, taken_s)
+            self._rate.measured(size_bytes, taken_s)
         self._end(blob, index)
 
     def failed(self, blob: Digest, indices: Iterable[int], *, final: bool, pause_s: float) -> None:
@@ -213,7 +213,7 @@ class Leasing:
     def fetch_run(self, progress: Progress, index: int, free: int) -> int:
         """Begin to fetch a chunk, with as many of the set `free` right behind it as come in a moment; return which."""
         cut = progress.chunks
-        run = range(1) if cut is None else run_from(index, free, self._run.bytes, cut.chunk_bytes)
+        run = range(1) if cut is None else run_from(index, free, self._rate.run_bytes, cut.chunk_bytes)
         self.fetch(progress, run)
         return chunk_set(run)
 

@@ -20,22 +20,26 @@ MEMORY = 0.8
 """What a chunk's measurement keeps of its weight when the next one comes: the last five or so count."""
 
 
-class RunLength:
-    """The length of one agent's runs, measured while chunks come. It begins with one chunk, whatever its size."""
+class Rate:
+    """What a connection carries, measured while chunks come or go; slow until the first few have."""
 
     def __init__(self) -> None:
         self._bytes = 0.0
         self._s = RUN_S
 
     def measured(self, size_bytes: int, taken_s: float) -> None:
-        """Take in how long the bytes of a chunk took to come, without the wait for the first of them."""
+        """Take in how long the bytes of a chunk took, without the wait for the first of them."""
         self._bytes = MEMORY * self._bytes + size_bytes
         self._s = MEMORY * self._s + taken_s
 
+    def bytes_in(self, seconds: float) -> float:
+        """Return how much comes or goes in so long."""
+        return self._bytes * seconds / max(self._s, 1e-6)
+
     @property
-    def bytes(self) -> int:
-        """What a request should ask for; at least one chunk is, whatever this says."""
-        return int(min(self._bytes * RUN_S / max(self._s, 1e-6), MAX_RUN_BYTES))
+    def run_bytes(self) -> int:
+        """What a request to the origin should ask for; at least one chunk is, whatever this says."""
+        return int(min(self.bytes_in(RUN_S), MAX_RUN_BYTES))
 
 
 def run_from(index: int, free: int, run_bytes: int, chunk_bytes: int) -> range:

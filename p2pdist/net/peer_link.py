@@ -6,9 +6,9 @@ chunks go to a LinkHandler, and what to send is told to it. Chunks are sent by s
 store's descriptor, one at a time, with messages let in between the frames.
 
 Measured costs shape it (docs/performance.md): a wakeup costs more than the bytes it moves, so the
-reader waits for 64 KiB of a chunk at once (SO_RCVLOWAT), one receive buffer serves all links (what
-arrives is used before the next wait), and no timer is set per frame: the kernel ends a connection
-whose peer is dead or takes nothing (TCP_USER_TIMEOUT, keep-alive).
+reader waits for a whole frame of a chunk (SO_RCVLOWAT), frames are longer where the link is fast, one
+receive buffer serves all links (what arrives is used before the next wait), and no timer is set per
+frame: the kernel ends a connection whose peer is dead or takes nothing (TCP_USER_TIMEOUT, keep-alive).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from p2pdist.core.runs import Rate
 from p2pdist.core.verify import checksum_of
 from p2pdist.core.wire import SPAN_BYTES, VERSION, ChunkSpan, Decoder, Hello, Message, Refuse, encode, span_header
 from p2pdist.errors import PeerUnavailable, RemoteProtocolError, TransferTimeout
@@ -38,8 +39,12 @@ DEAD_S = 20
 UNSENT_BYTES = 64 * 1024
 """TCP_NOTSENT_LOWAT: how much may wait in the kernel. With default buffers a grant took 130 ms to be answered."""
 RECEIVE_BYTES = 256 * 1024
-WAKE_BYTES = 64 * 1024
-"""SO_RCVLOWAT in the middle of a chunk."""
+"""Received at once at most, and SO_RCVLOWAT in the middle of a frame: less than 64 KiB only at its end."""
+FRAME_S = 0.002
+"""A frame is what the link carries in this time, from SPAN_BYTES to MAX_FRAME_BYTES: a message waits for one."""
+MAX_FRAME_BYTES = 512 * 1024
+WAKE_BYTES = 16 * 1024
+"""Of less than this nothing is waited for: the reader wakes for each byte."""
 MAX_QUEUED_BYTES = 8 * 1024 * 1024
 """Messages that wait for a peer that reads nothing, before it loses the connection: some of the largest."""
 MAX_INCOMING = 64
@@ -73,7 +78,9 @@ class _Outgoing:
     descriptor: int
     at: int
     stop: int
+    size: int
     release: Callable[[], None]
+    began: float | None = None
     cancelled: bool = False
 
 
@@ -216,6 +223,9 @@ class PeerLink:
         """May be replaced at any time."""
         self._due: float | None = None
         """When the next frame, which the limit has been charged for, may go."""
+        self._rate = Rate()
+        self._drained = False
+        """The socket had room for a frame when the last chunk had gone."""
         self._scope = trio.CancelScope()
         self._error: RemoteProtocolError | PeerUnavailable | None = None
         self.host, port = _address_of(sock)
@@ -233,7 +243,7 @@ class PeerLink:
 
     def send_chunk(self, number: int, descriptor: int, start: int, length: int, release: Callable[[], None]) -> None:
         """Queue a chunk, `length` bytes from `start` of the descriptor; `release` is called when it has been sent."""
-        self._jobs.append(_Outgoing(number, descriptor, start, start + length, release))
+        self._jobs.append(_Outgoing(number, descriptor, start, start + length, length, release))
         self._wake.set()
 
     def cancel_chunk(self, number: int) -> None:
@@ -306,7 +316,7 @@ class PeerLink:
 
     def _set_lowat(self, span_left: int) -> None:
         """Sleep until a good part of the chunk frame is there; a message wakes at its first byte."""
-        lowat = min(span_left, WAKE_BYTES) if span_left > WAKE_BYTES // 4 else 1
+        lowat = min(span_left, RECEIVE_BYTES) if span_left > WAKE_BYTES else 1
         if lowat != self._lowat:
             self._lowat = lowat
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, lowat)
@@ -364,11 +374,21 @@ class PeerLink:
         self._due = None
         return True
 
+    def _frame_bytes(self) -> int:
+        """Return a power of two: chunks are, too, and end with a whole frame. A limit is charged for short ones."""
+        if self._limit is not None:
+            return SPAN_BYTES
+        fast = min(int(self._rate.bytes_in(FRAME_S)), MAX_FRAME_BYTES)
+        return max(SPAN_BYTES, 1 << fast.bit_length() - 1 if fast else 0)
+
     async def _send_frame(self, job: _Outgoing) -> None:
         """Send the next frame of a chunk; after the last one wait until the socket has all but drained."""
         if not job.cancelled and job.at < job.stop:
-            stop = min(job.at + SPAN_BYTES, job.stop)
-            await trio.lowlevel.wait_writable(self._sock)
+            job.began = trio.current_time() if job.began is None else job.began
+            stop = min(job.at + self._frame_bytes(), job.stop)
+            if not self._drained:
+                await trio.lowlevel.wait_writable(self._sock)
+            self._drained = False
             await _send_all(self._sock, span_header(job.number, stop - job.at), socket.MSG_MORE)
             while job.at < stop:
                 try:
@@ -384,6 +404,9 @@ class PeerLink:
         if job.at < job.stop:
             self.send(Refuse(job.number))
         await trio.lowlevel.wait_writable(self._sock)
+        self._drained = True
+        if job.at == job.stop and job.began is not None:
+            self._rate.measured(job.size, trio.current_time() - job.began)
         self._jobs.popleft()
         job.release()
         if not self._scope.cancel_called:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pdist.core.chunkmap import chunk_set, members
-from p2pdist.core.runs import MAX_RUN_BYTES, RUN_S, RunLength, run_from, runs_of
+from p2pdist.core.runs import MAX_RUN_BYTES, RUN_S, Rate, run_from, runs_of
 
 KIB = 1024
 CHUNK = 256 * KIB
@@ -18,10 +18,10 @@ CHUNK = 256 * KIB
 
 def measured(*taken_s: float) -> int:
     """The run's bytes after chunks that took so long."""
-    run = RunLength()
+    rate = Rate()
     for each_s in taken_s:
-        run.measured(CHUNK, each_s)
-    return run.bytes
+        rate.measured(CHUNK, each_s)
+    return rate.run_bytes
 
 
 @pytest.mark.parametrize(

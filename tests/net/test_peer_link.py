@@ -241,6 +241,25 @@ async def test_a_message_waits_for_one_frame_and_not_for_the_chunk(
         assert sum(len(span.data) for span in spans) < len(CHUNK)
 
 
+@pytest.mark.parametrize(
+    ("rate_bytes_per_s", "frame_bytes"),
+    [(6_000_000, SPAN_BYTES), (100_000_000, 2 * SPAN_BYTES), (10_000_000_000, len(CHUNK))],
+    ids=["50 Mbit/s", "800 Mbit/s", "loopback"],
+)
+async def test_frames_are_as_long_as_the_link_is_fast(
+    sockets: tuple[socket.socket, socket.socket], chunk_file: int, rate_bytes_per_s: int, frame_bytes: int
+) -> None:
+    sender, plain = end(sockets[0]), sockets[1]
+    for _ in range(30):
+        sender.link._rate.measured(rate_bytes_per_s, 1.0)
+    async with running(sender):
+        sender.link.send_chunk(1, chunk_file, 0, len(CHUNK), lambda: None)
+        with trio.fail_after(10):
+            await trio.lowlevel.wait_readable(plain)
+        header = plain.recv(len(span_header(1, frame_bytes)))
+    assert header == span_header(1, frame_bytes)
+
+
 async def test_both_directions_carry_chunks_at_once(
     sockets: tuple[socket.socket, socket.socket], chunk_file: int
 ) -> None:
