@@ -11,7 +11,6 @@ every Arrival ends settled.
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections import OrderedDict
 from typing import TYPE_CHECKING
@@ -21,10 +20,8 @@ import trio
 
 from p2pdist.arrival import Arrival, ArrivalReader, StoredReader
 from p2pdist.core import events as ev
-from p2pdist.core.chunkmap import MAX_CHUNK_BYTES, ChunkMap, chunk_set
-from p2pdist.core.lease import LEASES
+from p2pdist.core.chunkmap import ChunkMap, chunk_set
 from p2pdist.core.oci import MANIFEST_BYTES_MAX, media_type_of
-from p2pdist.core.runs import MAX_RUN_BYTES
 from p2pdist.core.types import Home, Manifest, Split
 from p2pdist.core.verify import checksum_of
 from p2pdist.errors import (
@@ -39,9 +36,10 @@ from p2pdist.errors import (
     StoreError,
     TransferTimeout,
 )
+from p2pdist.fetching import Run, RunReader
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from p2pdist.core.types import Checksum, Descriptor, Digest, Repository
     from p2pdist.exchange import Exchange
@@ -59,7 +57,6 @@ HASH_BATCH_BYTES = 4 * 1024 * 1024
 """The prefix is hashed in a worker thread whenever it has grown by so much: a hop costs about 0.1 ms."""
 MAX_ARRIVALS = 512
 MAX_SPLITS = 2000
-BUFFER_BYTES = max(MAX_RUN_BYTES, MAX_CHUNK_BYTES)
 RECHECKS = 2
 """How often suspects are re-read from the origin before a blob is given up."""
 
@@ -86,8 +83,7 @@ class Puller:
         self._proving: set[Digest] = set()
         self._rechecks: dict[Digest, int] = {}
         self._splits: OrderedDict[Digest, Split] = OrderedDict()
-        self._buffers: list[memoryview] = []
-        """For what the origin sends, kept for the next request."""
+        self._runs = RunReader(origin, exchange)
 
     # ------------------------------------------------------------ for the mirror
 
@@ -437,8 +433,8 @@ class Puller:
                 await self._fetch_whole(arrival)
             else:
                 assert arrival.chunks is not None
-                run = _Run(arrival.chunks, index, index + count)
-                await self._read_run(arrival, run)
+                run = Run(arrival.chunks, index, index + count)
+                await self._runs.read(arrival, run)
         except StoreError as error:
             # Our own disk fails whatever the source: the runtime is told at once, and why.
             self._exchange.feed(ev.PullCancelled(blob=blob))
@@ -452,31 +448,6 @@ class Puller:
             self._exchange.feed(
                 ev.FetchFailed(blob=blob, index=at, count=left, error=error, final=final, pause_s=pause_s)
             )
-
-    async def _read_run(self, arrival: Arrival, run: _Run) -> None:
-        """Read adjacent chunks from the origin, and pass each on as soon as it is whole."""
-        # A mapping takes memory only as far as it has been filled, and no zeroing.
-        buffer = self._buffers.pop() if self._buffers else memoryview(mmap.mmap(-1, BUFFER_BYTES, mmap.MAP_PRIVATE))
-        start, size_bytes = run.cut.start(run.next), run.length
-
-        def pass_on(filled: int) -> None:
-            for index, taken_s in run.completed(filled, trio.current_time()):
-                at = run.cut.start(index) - start
-                data = buffer[at : at + run.cut.length(index)]
-                self._exchange.chunk_in(arrival.digest, index, data, checksum_of(data), taken_s)
-
-        try:
-            await self._origin.fetch(
-                arrival.repository,
-                arrival.digest,
-                start,
-                buffer[:size_bytes],
-                blob_bytes=run.cut.size_bytes,
-                progress=pass_on,
-            )
-        finally:
-            if len(self._buffers) < LEASES:
-                self._buffers.append(buffer)
 
     async def _read_origin(self, arrival: Arrival, index: int) -> memoryview:
         cut = arrival.chunks
@@ -606,35 +577,6 @@ class Puller:
         """Fail the pull and throw away what nobody can vouch for."""
         self.forget(arrival.digest, suspects)
         self._cancel(arrival, cause)
-
-
-class _Run:
-    """Adjacent chunks, [next, stop), that one request is to bring, and since when bytes of the next one come."""
-
-    def __init__(self, cut: ChunkMap, start: int, stop: int) -> None:
-        self.cut = cut
-        self.next = start
-        self.stop = stop
-        self._start_bytes = cut.start(start)
-        self._since: float | None = None
-
-    @property
-    def length(self) -> int:
-        """Bytes of all chunks to come."""
-        return min(self.cut.start(self.stop), self.cut.size_bytes) - self.cut.start(self.next)
-
-    def completed(self, filled: int, now: float) -> Iterator[tuple[int, float]]:
-        """Yield the chunks that the first `filled` bytes of the run complete, and how long each took."""
-        since = now if self._since is None else self._since
-        self._since = since
-        while self.next < self.stop and self._start_bytes + filled >= self._stop_of(self.next):
-            self.next += 1
-            self._since = now
-            yield self.next - 1, now - since
-            since = now
-
-    def _stop_of(self, index: int) -> int:
-        return self.cut.start(index) + self.cut.length(index)
 
 
 def _plain(failure: PullFailed) -> P2PDistError:

@@ -25,6 +25,7 @@ from p2pdist.core.wire import Done, Failed, Lease, Renew
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    from p2pdist.core.events import FetchFailed
     from p2pdist.core.peerbook import Peer
     from p2pdist.core.progress import Progress
     from p2pdist.core.state import SwarmState
@@ -173,14 +174,14 @@ class Leasing:
             self._rate.measured(size_bytes, taken_s)
         self._end(blob, index)
 
-    def failed(self, blob: Digest, indices: Iterable[int], *, final: bool, pause_s: float) -> None:
+    def failed(self, event: FetchFailed) -> None:
         """Note that chunks will not come, and give their leases back."""
-        for index in indices:
-            key = (blob, index)
-            self._end(blob, index)
+        for index in range(event.index, event.index + event.count):
+            key = (event.blob, index)
+            self._end(*key)
             if key in self._due:
                 self._due.discard(key)
-                self.tell(Failed(blob, index, NEVER if final else int(pause_s * 1000)))
+                self.tell(Failed(*key, NEVER if event.final else int(event.pause_s * 1000)))
 
     def _end(self, blob: Digest, index: int) -> None:
         request = self._fetching.pop((blob, index), None)

@@ -395,10 +395,8 @@ class PullMachine:
             self._drop_blob(blob)
 
     def _fetch_failed(self, event: ev.FetchFailed) -> None:
-        indices = range(event.index, event.index + event.count)
-        self._leasing.failed(event.blob, indices, final=event.final, pause_s=event.pause_s)
-        progress = self.blobs.get(event.blob)
-        if progress is None:
+        self._leasing.failed(event)
+        if (progress := self.blobs.get(event.blob)) is None:
             return
         if not progress.causes:
             progress.failing_since = self.state.now

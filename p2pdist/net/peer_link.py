@@ -376,7 +376,7 @@ class PeerLink:
 
     def _frame_bytes(self) -> int:
         """Return a power of two: chunks are, too, and end with a whole frame. A limit is charged for short ones."""
-        if self._limit is not None:
+        if self.limit is not None:
             return SPAN_BYTES
         fast = min(int(self._rate.bytes_in(FRAME_S)), MAX_FRAME_BYTES)
         return max(SPAN_BYTES, 1 << fast.bit_length() - 1 if fast else 0)
