@@ -39,6 +39,9 @@ mount --make-rprivate /
 mount -t proc proc /proc
 mount -t tmpfs tmpfs /run
 mkdir -p /run/lock /run/etc/upper /run/etc/work
+while read -r group where; do mount --bind "$group" "$where"; done <<END
+$BOUND
+END
 ip link set lo up
 ip link add veth0 type veth peer name veth1
 ip addr add 192.0.2.1/24 dev veth0
@@ -56,7 +59,7 @@ exec env -i PATH="$PATH" container=test SYSTEMD_UNIT_PATH="$UNITS" \\
     /lib/systemd/systemd --system --unit=test.target --log-target=null --show-status=0
 """
 JOIN = """\
-for group in $GROUPS; do echo $$ >"$group/cgroup.procs" || true; done
+for group in $JOINED; do echo $$ >"$group/cgroup.procs" || true; done
 exec unshare "$@" sh -c "$BOOT"
 """
 NAMESPACES = ("--mount", "--pid", "--fork", "--kill-child", "--cgroup", "--uts", "--ipc", "--net")
@@ -125,7 +128,8 @@ def booted(installed: Installed, directory: Path) -> Iterator[Machine]:
             "ENVIRONMENT": str(environment),
             "UNITS": str(units),
             "BOOT": BOOT,
-            "GROUPS": " ".join(map(str, groups)),
+            "JOINED": " ".join(map(str, groups)),
+            "BOUND": "\n".join(f"{group} {where}" for group, where in groups.items()),
         }
         unshare = subprocess.Popen(
             ["sh", "-c", JOIN, "sh", *NAMESPACES], env=given, stdout=log, stderr=log, start_new_session=True
@@ -139,27 +143,31 @@ def booted(installed: Installed, directory: Path) -> Iterator[Machine]:
 
 
 @contextmanager
-def own_groups() -> Iterator[list[Path]]:
-    """Make a control group below this process's in each hierarchy that lets us, and remove them all in the end."""
-    groups = [group / f"p2pdist-test-{os.getpid()}" for group in present_groups()]
+def own_groups() -> Iterator[dict[Path, str]]:
+    """Make a control group below this process's in each hierarchy that lets us, and remove them all in the end.
+
+    With each comes where its hierarchy is mounted: there systemd is to see the group as all there is.
+    """
+    groups = {group / f"p2pdist-test-{os.getpid()}": where for group, where in present_groups()}
     for group in groups:
         with suppress(OSError):
             group.mkdir()
-    groups = [group for group in groups if group.is_dir()]
+    groups = {group: where for group, where in groups.items() if group.is_dir()}
     try:
         yield groups
     finally:
         until(lambda: all(removed(group) for group in groups), "its control groups are empty")
 
 
-def present_groups() -> Iterator[Path]:
+def present_groups() -> Iterator[tuple[Path, str]]:
+    """Return this process's group in each hierarchy, and where that is mounted."""
     own = [line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines()]
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, where, kind, options, *_ = line.split()
         for controllers, path in own:
             ours = set(controllers.split(",")) <= set(options.split(",")) if controllers else kind == "cgroup2"
             if kind.startswith("cgroup") and ours:
-                yield Path(where + path)
+                yield Path(where + path), where
 
 
 def removed(group: Path) -> bool:
