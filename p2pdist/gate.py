@@ -18,6 +18,7 @@ content in the store is served under another repository only after the origin se
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
@@ -45,6 +46,14 @@ CALLER_CHECK_S = 8.0
 SILENT_S = 30.0
 """An origin that gave no verdict is asked again after so long."""
 MAX_PROOFS = 4096
+
+
+@dataclass(slots=True)
+class _Check:
+    """A question that the origin is being asked."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    error: OriginError | None = None
 
 
 class Gate:
@@ -80,7 +89,7 @@ class Gate:
         """Until when peers are given what they were given before, as its origin says nothing."""
         self._sizes: OrderedDict[tuple[Repository, Digest], int] = OrderedDict()
         self._proving: dict[Repository, trio.Event] = {}
-        self._checking: dict[tuple[str, Repository, Digest], trio.Event] = {}
+        self._checking: dict[tuple[str, str, Repository, Digest], _Check] = {}
         resolver.together = self.is_anybodys
         resolver.granted = self.granted
 
@@ -128,6 +137,7 @@ class Gate:
         """
         subject = _subject(who)
         await self._checked(
+            "manifest",
             subject,
             repository,
             digest,
@@ -139,6 +149,7 @@ class Gate:
         """Return where `who` may have a blob of this repository. Raises as `manifest`."""
         subject = _subject(who)
         await self._checked(
+            "blob",
             subject,
             repository,
             digest,
@@ -251,31 +262,36 @@ class Gate:
 
     async def _checked(
         self,
+        kind: str,
         subject: str,
         repository: Repository,
         digest: Digest,
         allowed: Callable[[], bool],
         check: Callable[[], Awaitable[None]],
     ) -> None:
-        """Return at once where it is allowed already; else check, one at a time for the same question."""
-        key = (subject, repository, digest)
+        """Return at once where it is allowed already; else check, once for all who have the same question."""
+        key = (kind, subject, repository, digest)
         while not allowed():
             running = self._checking.get(key)
             if running is not None:
-                await running.wait()
+                await running.done.wait()
+                if running.error is not None:
+                    raise running.error
                 continue
-            done = self._checking[key] = trio.Event()
+            mine = self._checking[key] = _Check()
             self.checks += 1
             try:
                 await check()
                 return
-            except DeniedByOrigin:
-                self.refused += 1
-                self._grants.revoke(subject, repository)
+            except OriginError as error:
+                mine.error = error
+                if isinstance(error, DeniedByOrigin):
+                    self.refused += 1
+                    self._grants.revoke(subject, repository)
                 raise
             finally:
                 del self._checking[key]
-                done.set()
+                mine.done.set()
 
     async def _check_manifest(self, repository: Repository, digest: Digest, who: Caller | None) -> None:
         if who is not None:

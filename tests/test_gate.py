@@ -272,6 +272,27 @@ async def test_many_questions_at_once_are_one_check(
     assert [request[0] for request in origin.requests].count("head") == 1
 
 
+async def test_a_refusal_too_is_shared_by_all_who_ask_at_once(
+    origin: RightsOrigin, stores: list[MemoryStore], quick_clock: MockClock
+) -> None:
+    digest = origin.add(OPEN, "v1", LAYER, MALLORY.authorization)
+    node = node_of(origin, stores[0], Policy())
+    refused: list[DeniedByOrigin] = []
+
+    async def ask() -> None:
+        try:
+            await node.images.manifest(OPEN, digest)
+        except DeniedByOrigin as error:
+            refused.append(error)
+
+    async with running(node):
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(ask)
+        assert len(refused) == 20
+    assert len(origin.requests) == 1
+
+
 async def test_one_who_hangs_up_during_a_check_leaves_the_others_their_answer(
     origin: RightsOrigin, stores: list[MemoryStore], quick_clock: MockClock
 ) -> None:
