@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from p2pdist.doctor.report import Check
 
 _CANARY = "docker.io/library/hello-world:latest"
-_STYLES = {Result.OK: "green", Result.WARN: "yellow", Result.FAIL: "red"}
+_STYLES = {Result.OK: "green", Result.SKIP: "blue", Result.WARN: "yellow", Result.FAIL: "red"}
 
 
 @click.command()
@@ -103,8 +104,9 @@ def _show(checks: Sequence[Check]) -> None:
         click.echo(f"{click.style(f'{check.result:4}', _STYLES[check.result])}  {_title(check):{width}}  {check.what}")
         if check.todo:
             click.echo(f"{'':{width + 8}}-> {check.todo}")
-    failed, warned = (sum(check.result is result for check in checks) for result in (Result.FAIL, Result.WARN))
-    click.echo(f"{failed} failed, {warned} to look at, {len(checks) - failed - warned} well")
+    counts = Counter(check.result for check in checks)
+    words = {Result.FAIL: "failed", Result.WARN: "to look at", Result.SKIP: "not looked at", Result.OK: "well"}
+    click.echo(", ".join(f"{counts[result]} {word}" for result, word in words.items()))
 
 
 def _title(check: Check) -> str:

@@ -13,7 +13,7 @@ import trio
 from p2pdist.config import WELL_KNOWN_REGISTRIES
 from p2pdist.core.challenge import parse_challenges
 from p2pdist.doctor import web
-from p2pdist.doctor.report import Check, Result, fail, ok, warn
+from p2pdist.doctor.report import Check, Result, fail, ok, skip, warn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,14 +102,14 @@ def _stage(stage: str, found: Mapping[str, _Found], built_in: set[str]) -> Check
         harmless = reached and set(failed) <= built_in
         return (warn if harmless else fail)(name, what, _TODO[stage], about=", ".join(failed))
     if not reached:
-        return ok(name, "not tried: nothing was reached so far")
+        return skip(name, "not tried: no registry was reached so far")
     return ok(name, f"{len(reached)} of {len(found)} registries: {', '.join(reached)}")
 
 
 def _clock(found: Mapping[str, _Found]) -> Check:
     skews = [entry.skew_s for entry in found.values() if entry.skew_s is not None]
     if not skews:
-        return ok("clock", "no registry told the time")
+        return skip("clock", "no registry told the time")
     # One registry with a wrong clock is not this host's trouble.
     skew = sorted(skews, key=abs)[(len(skews) - 1) // 2]
     what = f"this host's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the registries'"

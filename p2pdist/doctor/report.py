@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 class Result(StrEnum):
-    """How a check ended; `warn` is worth a look but hinders no pull."""
+    """How a check ended; `warn` is worth a look but hinders no pull, `skip` could not be looked at."""
 
     OK = "ok"
+    SKIP = "skip"
     WARN = "warn"
     FAIL = "fail"
 
@@ -42,6 +43,10 @@ class Check:
 
 def ok(name: str, what: str, *, about: str = "") -> Check:
     return Check(name, Result.OK, what, about=about)
+
+
+def skip(name: str, what: str) -> Check:
+    return Check(name, Result.SKIP, what)
 
 
 def warn(name: str, what: str, todo: str, *, about: str = "") -> Check:

@@ -367,6 +367,7 @@ async def test_a_name_that_does_not_resolve(tmp_path: Path) -> None:
         assert node.found(Result.FAIL) == {"origin-dns", "canary"}
         assert node.one("origin-dns").what == "reg.test: name or service not known"
         assert node.one("origin-dns").about == "reg.test"
+        assert node.found(Result.SKIP) == {"origin-connect", "origin-tls", "origin-api", "origin-auth", "clock"}
 
 
 async def test_a_port_that_is_closed(tmp_path: Path) -> None:
