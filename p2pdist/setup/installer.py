@@ -183,9 +183,8 @@ class Installer:
     def _locked(self) -> Iterator[None]:
         """Hold the state's directory against another setup; it is made, and recorded, where it is missing."""
         state = self._places.state
-        missing = self._tree.missing_directories(state)
-        for directory in missing:
-            self._tree.make_directory(directory, 0o700 if directory == missing[-1] else 0o755)
+        for directory in self._tree.missing_directories(state):
+            self._tree.make_directory(directory)
         number = os.open(self._tree.real(state).parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)

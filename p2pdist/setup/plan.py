@@ -59,7 +59,8 @@ class Places:
 
     @property
     def state(self) -> str:
-        return f"{self.home}/.local/state/p2pdist/setup.json" if self.home else "/var/lib/p2pdist/setup.json"
+        """The record's path: what it says is written back as root, so that it lies where no agent may write."""
+        return f"{self.home}/.local/state/p2pdist/setup.json" if self.home else "/etc/p2pdist/setup.json"
 
     def systemctl(self, verb: str, unit: str) -> str:
         return f"systemctl {'--user ' if self.home else ''}{verb} {unit}"

@@ -95,12 +95,12 @@ class Tree:
         parents = [str(parent) for parent in PurePosixPath(path).parents]
         return [parent for parent in reversed(parents) if not self.exists(parent)]
 
-    def make_directory(self, path: str, mode: int = 0o755) -> None:
+    def make_directory(self, path: str) -> None:
         real = self.real(path)
         with _named(path):
             with suppress(FileExistsError):
-                real.mkdir(mode)
-                real.chmod(mode)
+                real.mkdir()
+                real.chmod(0o755)
                 _own_as(real, real.parent)
             _sync(real.parent)
 
