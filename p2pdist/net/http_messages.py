@@ -20,7 +20,8 @@ class Limits:
     Args:
         connections: open at once. For further ones those make room, in this order, that are idle, that owe a request
             for `patience_s`, that read too slowly; where none does, the new ones wait in the listen queue.
-        header_bytes: request line and headers; beyond it 431.
+        header_bytes: request line and headers; beyond it 431. Clients of zstd:chunked layers send up to 1,024 ranges,
+            which is 20 KiB, and ask for fewer only on 400.
         header_s: for the first byte of a connection, and again from a request's first byte to the end of its headers.
         idle_s: between two requests.
         write_stall_s: without the client taking a byte.
@@ -29,7 +30,7 @@ class Limits:
     """
 
     connections: int = 2048
-    header_bytes: int = 16 * 1024
+    header_bytes: int = 32 * 1024
     header_s: float = 5.0
     idle_s: float = 30.0
     write_stall_s: float = 60.0
