@@ -128,6 +128,19 @@ async def test_the_size_of_a_named_blob_costs_no_request(
         assert origin.count("blob_size") == 0
 
 
+async def test_of_blobs_that_no_manifest_named_those_here_are_served_without_the_origin(
+    node: Node, origin: FakeOrigin, store: MemoryStore, quick_clock: MockClock
+) -> None:
+    here, elsewhere = origin.add_blob(LAYER), origin.add_blob(LAYER[:-1])
+    store.add(here, LAYER, media_type="", public=True, home=str(REPOSITORY))
+    origin.error = OriginError("down")
+    async with running(node):
+        assert await node.images.blob_size(REPOSITORY, here) == len(LAYER)
+        assert await node.read_blob(here) == LAYER
+        with pytest.raises(OriginError, match="down"):
+            await node.read_blob(elsewhere)
+
+
 async def test_a_listing_is_the_origins(node: Node, origin: FakeOrigin, quick_clock: MockClock) -> None:
     async with running(node):
         assert (await node.images.relay(REPOSITORY, "tags/list", "*/*")).status_code == 404
