@@ -252,6 +252,16 @@ def test_a_loop_that_is_stuck_is_ended_and_started_again(machine: Machine) -> No
     assert machine.shows("p2pdist-agent", "MainPID") != stuck
 
 
+def test_what_the_watchdog_ends_says_in_the_journal_where_it_was(machine: Machine) -> None:
+    machine.await_("p2pdist-agent", ActiveState="active")
+    stuck = machine.shows("p2pdist-agent", "MainPID")
+    machine.run("kill", "-ABRT", stuck)
+    journal = ("journalctl", "--no-pager", "-u", "p2pdist-agent", f"_PID={stuck}", "--output", "cat")
+    until(lambda: "most recent call first" in machine.run(*journal), "the stack")
+    until(lambda: machine.shows("p2pdist-agent", "MainPID") not in ("0", stuck), "another agent")
+    machine.await_("p2pdist-agent", ActiveState="active")
+
+
 def test_a_stop_is_clean_and_a_wrong_setting_is_not_tried_again(machine: Machine) -> None:
     machine.run("systemctl", "stop", "p2pdist-agent")
     machine.await_("p2pdist-agent", ActiveState="inactive", Result="success", ExecMainStatus="0")
