@@ -46,6 +46,8 @@ CALLER_CHECK_S = 8.0
 SILENT_S = 30.0
 """An origin that gave no verdict is asked again after so long."""
 MAX_PROOFS = 4096
+_SILENCE = "silence"
+"""The subject of what is given while the origin says nothing: no yes, so it opens only what stands without one."""
 
 
 @dataclass(slots=True)
@@ -125,7 +127,12 @@ class Gate:
             self.refused += 1
             self._denied(repository, who)
             raise
-        await self.manifest(repository, info.digest, who)
+        try:
+            await self.manifest(repository, info.digest, who)
+        except OriginError as error:
+            # An answer that was kept is nothing to tell to one who may not have it.
+            error.args = (str(error).replace(info.digest, tag),)
+            raise
         return info
 
     async def manifest(self, repository: Repository, digest: Digest, who: Caller | None) -> None:
@@ -167,7 +174,19 @@ class Gate:
 
     def granted(self, repository: Repository, info: ManifestInfo, who: Caller | None) -> None:
         """Note that the origin has just given this manifest."""
-        self._grant(repository, info.digest, who)
+        # Another agent's word, by way of the scheduler, must not open what this node alone may read.
+        if who is not None or not self._is_foreign(repository, info.digest):
+            self._grant(repository, info.digest, who)
+
+    def is_anothers(self, repository: Repository, digest: Digest) -> bool:
+        """Return whether what is here is another registry's, and not for everybody.
+
+        The word of this repository's registry, which may be anybody's, is then no proof that it has the content.
+        """
+        home = self._home_of(digest)
+        if home is None or not self._is_foreign(repository, digest):
+            return False
+        return home.repository is None or home.repository.registry != repository.registry
 
     # --------------------------------------------------------------- for peers
 
@@ -235,7 +254,9 @@ class Gate:
         self._grants.revoke(_subject(who), repository)
         if who is None:
             self._resolver.refused(repository)
+            self._grants.revoke(_SILENCE, repository)
             self._public.pop(repository, None)
+            self._unsaid.pop(repository, None)
             _note(self._refused, repository, trio.current_time() + SILENT_S)
 
     # ---------------------------------------------------------------- checking
@@ -247,18 +268,28 @@ class Gate:
         now = trio.current_time()
         if subject or self._is_foreign(repository, digest):
             return self._grants.itself(subject, repository, digest, now)
-        return self._grants.holds(subject, repository, digest, now)
+        return self._holds(subject, repository, digest, now)
 
     def _may_have_blob(self, subject: str, repository: Repository, digest: Digest) -> bool:
         now = trio.current_time()
         if self._is_foreign(repository, digest):
             return self._grants.itself(subject, repository, digest, now)
-        return self._grants.holds(subject, repository, digest, now)
+        return self._holds(subject, repository, digest, now)
+
+    def _holds(self, subject: str, repository: Repository, digest: Digest, now: float) -> bool:
+        if self._grants.holds(subject, repository, digest, now):
+            return True
+        silent = not subject and self._grants.holds(_SILENCE, repository, digest, now)
+        return silent and self._stands(repository, digest)
 
     def _is_foreign(self, repository: Repository, digest: Digest) -> bool:
-        """Return whether what is here came from another repository, and not for everybody."""
+        """Return whether what is here came from another repository, and is not, or no longer, for everybody."""
         home = self._home_of(digest)
-        return home is not None and not home.shared and home.repository != repository
+        return home is not None and home.repository != repository and not self._is_given(home)
+
+    def _is_given(self, home: Home) -> bool:
+        """Return whether nothing is known to speak against giving what comes from there to anybody."""
+        return home.shared and (home.repository is None or self.may_give(home.repository) is not False)
 
     async def _checked(
         self,
@@ -280,9 +311,9 @@ class Gate:
                 continue
             mine = self._checking[key] = _Check()
             self.checks += 1
+            foreign = self._is_foreign(repository, digest)
             try:
                 await check()
-                return
             except OriginError as error:
                 mine.error = error
                 if isinstance(error, DeniedByOrigin):
@@ -292,6 +323,9 @@ class Gate:
             finally:
                 del self._checking[key]
                 mine.done.set()
+            # What came here meanwhile, from where it is not for everybody, was not asked about.
+            if foreign or not self._is_foreign(repository, digest):
+                return
 
     async def _check_manifest(self, repository: Repository, digest: Digest, who: Caller | None) -> None:
         if who is not None:
@@ -343,14 +377,14 @@ class Gate:
             if not self._stands(repository, digest):
                 raise OriginError(f"{repository.registry} does not say who may read {repository}: {error}") from error
             log.info("the origin gives no verdict; what it gave before stands", image=str(repository), why=str(error))
-            self._grants.grant("", repository, digest, trio.current_time() + SILENT_S)
+            self._grants.grant(_SILENCE, repository, digest, trio.current_time() + SILENT_S)
             return False
         return True
 
     def _stands(self, repository: Repository, digest: Digest) -> bool:
         """Return whether this may be served while the origin is silent."""
         home = self._home_of(digest)
-        if home is None or home.shared:
+        if home is None or self._is_given(home):
             return True  # It is not here: what comes is what peers may have, or the origin's after all.
         return self._rule(repository).mode == "node-credentials" and home.repository == repository
 
@@ -366,6 +400,7 @@ class Gate:
             self._refused.pop(repository, None)
         else:
             self._public.pop(repository, None)
+            self._unsaid.pop(repository, None)
 
 
 def _subject(who: Caller | None) -> str:

@@ -85,7 +85,7 @@ class Images:
             return await self._gate.tag(repository, reference, who)
         digest = parse_digest(reference)
         await self._gate.manifest(repository, digest, who)
-        return (await self._puller.manifest(repository, digest)).info
+        return (await self._manifest(repository, digest)).info
 
     async def manifest(self, repository: Repository, reference: str, caller: Caller = NOBODY) -> Manifest:
         """Return a manifest, and start the pull of all that it names."""
@@ -95,9 +95,14 @@ class Images:
             await self._gate.manifest(repository, digest, who)
         else:
             digest = (await self._gate.tag(repository, reference, who)).digest
-        manifest = await self._puller.manifest(repository, digest)
+        manifest = await self._manifest(repository, digest)
         self._note(repository, manifest)
         return manifest
+
+    async def _manifest(self, repository: Repository, digest: Digest) -> Manifest:
+        if self._gate.is_anothers(repository, digest):
+            return await self._origin.get_manifest(repository, digest)
+        return await self._puller.manifest(repository, digest)
 
     async def blob_size(self, repository: Repository, digest: Digest, caller: Caller = NOBODY) -> int:
         """Return a blob's size, from what is here or a manifest said, else from the origin."""
@@ -106,7 +111,8 @@ class Images:
 
     async def _blob_size(self, repository: Repository, digest: Digest) -> int:
         named = self._named.get(digest)
-        known = (self._puller.stored_size(digest), self._gate.blob_size(repository, digest))
+        stored = None if self._gate.is_anothers(repository, digest) else self._puller.stored_size(digest)
+        known = (stored, self._gate.blob_size(repository, digest))
         for size in (*known, named.size_bytes if named is not None else None):
             if size is not None:
                 return size
@@ -115,14 +121,20 @@ class Images:
     async def open_blob(self, repository: Repository, digest: Digest, caller: Caller = NOBODY) -> BlobReader:
         """Return a reader of a blob, which starts its pull if it is neither here nor on its way."""
         await self._gate.blob(repository, digest, self._gate.who(repository, caller))
-        stored = self._puller.open_stored(digest)
+        anew = self._gate.is_anothers(repository, digest)
+        stored = None if anew else self._puller.open_stored(digest)
         if stored is not None:
             self._first_byte(digest)
             return stored
         named = self._named.get(digest)
         size = await self._blob_size(repository, digest)
         return await self._puller.open_blob(
-            repository, digest, size, named=named is not None, first_byte=lambda: self._first_byte(digest)
+            repository,
+            digest,
+            size,
+            named=named is not None,
+            first_byte=lambda: self._first_byte(digest),
+            anew=anew or self._gate.is_anothers(repository, digest),
         )
 
     async def relay(self, repository: Repository, target: str, accept: str, caller: Caller = NOBODY) -> RelayedResponse:

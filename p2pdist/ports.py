@@ -103,10 +103,13 @@ class ChunkStore(Protocol):
     def digests(self, *, public_only: bool = False) -> Iterator[Digest]:
         """Yield what is stored whole, most recently used first."""
 
-    def start(self, digest: Digest, size_bytes: int, chunk_bytes: int) -> PartialBlob:
+    def start(self, digest: Digest, size_bytes: int, chunk_bytes: int, owner: str = "") -> PartialBlob:
         """Preallocate a blob, or resume it with what an earlier run left, re-checked; evicts to make room.
 
         May take long where it resumes; run it in a thread.
+
+        Args:
+            owner: for whom alone what arrives may be resumed; empty: for all who name none.
 
         Raises:
             StoreFullError: no room even after eviction.

@@ -135,8 +135,9 @@ class Puller:
 
     def home_of(self, digest: Digest) -> Home | None:
         """Return where content that is here, or on its way, comes from."""
-        arrival = self.arrivals.get(digest)
-        return self._store.home(digest) if arrival is None else Home(arrival.repository, arrival.shared)
+        arrival, stored = self.arrivals.get(digest), self._store.home(digest)
+        # A blob that arrives again is served from the store meanwhile.
+        return stored if arrival is None or stored is not None else Home(arrival.repository, arrival.shared)
 
     def split(self, digest: Digest) -> Split | None:
         """Return where a blob's bytes came from so far; what an earlier run left counts as cached.
@@ -159,17 +160,27 @@ class Puller:
         return None if stored is None else StoredReader(stored)
 
     async def open_blob(
-        self, repository: Repository, digest: Digest, size_bytes: int, *, named: bool, first_byte: Callable[[], None]
+        self,
+        repository: Repository,
+        digest: Digest,
+        size_bytes: int,
+        *,
+        named: bool,
+        first_byte: Callable[[], None],
+        anew: bool = False,
     ) -> BlobReader:
         """Return a reader of a blob, starting its pull where it is not here.
 
         Args:
             named: a manifest that this agent served names the blob with this size.
+            anew: do not give what another registry gave: this one has to show that it has the content.
 
         Raises:
             OriginError, PullFailed, StoreError.
         """
-        stored = self.open_stored(digest)
+        while anew and (other := self.arrivals.get(digest)) and other.repository.registry != repository.registry:
+            await other.settled.wait()
+        stored = None if anew else self.open_stored(digest)
         if stored is not None:
             first_byte()
             return stored
@@ -218,7 +229,10 @@ class Puller:
         """Give the blob a file, with what an earlier run left of it, and begin its pull."""
         cut = ChunkMap.of(size_bytes)
         try:
-            partial = await trio.to_thread.run_sync(self._store.start, arrival.digest, size_bytes, cut.chunk_bytes)
+            whose = "" if arrival.shared else str(arrival.repository)
+            partial = await trio.to_thread.run_sync(
+                self._store.start, arrival.digest, size_bytes, cut.chunk_bytes, whose
+            )
         except StoreError as error:
             log.error("no room for the blob", blob=arrival.digest, why=str(error))
             self._settle(arrival, [error])
@@ -343,8 +357,8 @@ class Puller:
             self._offer_stored(blob)
 
     def cleared(self, blob: Digest) -> bool:
-        home = self._store.home(blob)
-        if blob in self.arrivals or home is None:
+        home, arrival = self._store.home(blob), self.arrivals.get(blob)
+        if home is None or (arrival is not None and arrival.partial is not None):
             return True  # What is on its way is shared or in no swarm; what is gone is found to be so.
         if not home.shared:
             allowed: bool | None = False

@@ -42,6 +42,8 @@ STALE_AFTER_S = 3.0
 """Where an older answer will do, the origin has so long to give a new one: a runtime waits."""
 MAX_ANSWERS = 50_000
 MAX_KEPT = 10_000
+MAX_ASKING = 4096
+"""Questions at once: who asked may have hung up, so the mirror's connections are no bound."""
 
 
 class TagsFile(Protocol):
@@ -154,6 +156,8 @@ class Resolver:
             return known[1]
         asking = self._asking.get(key)
         if asking is None:
+            if len(self._asking) >= MAX_ASKING:
+                raise OriginError(f"{MAX_ASKING} questions wait for the registries' answers; ask again later")
             asking = self._asking[key] = _Question(repository, reference)
             # In a task of its own: the runtime that asked first may hang up.
             self._nursery.start_soon(self._find, key, asking, who, known[1] if known is not None else None)

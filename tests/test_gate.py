@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from p2pdist.core.access import NOBODY, AccessRule, Caller, Policy
+from p2pdist.core.access import NOBODY, AccessRule, Caller, Policy, TagRule
 from p2pdist.core.chunkmap import MIN_CHUNK_BYTES
 from p2pdist.core.types import Digest, Manifest, Repository
-from p2pdist.core.wire import Resolve
+from p2pdist.core.wire import Resolve, Resolved
 from p2pdist.errors import DeniedByOrigin, NotFoundAtOrigin, OriginError, P2PDistError
 from p2pdist.gate import CALLER_TTL_S, SILENT_S
 from p2pdist.store.memory import MemoryStore
-from tests.fake_registry import digest_of
+from tests.fake_registry import OCI_MANIFEST, digest_of
 from tests.nodes import FakeOrigin, Node, connect_all, eventually, read, running, running_scheduler
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class RightsOrigin(FakeOrigin):
         requests: what reached it, `(method, repository, what)`, refused or not.
         lent: whose header fetches for a repository.
         mute: whether it says who may have what, but gives nothing.
+        empty: repositories whose registry says that it has all there is, and has nothing.
+        held_up: questions about this repository wait for the event.
     """
 
     def __init__(self) -> None:
@@ -54,6 +56,8 @@ class RightsOrigin(FakeOrigin):
         self.requests: list[tuple[str, Repository, str]] = []
         self.lent: dict[Repository, Caller] = {}
         self.mute = False
+        self.empty: set[Repository] = set()
+        self.held_up: dict[Repository, trio.Event] = {}
 
     def add(self, repository: Repository, tag: str, layer: bytes, *readers: str) -> Digest:
         """Put an image into a repository, and say who may read that."""
@@ -73,6 +77,8 @@ class RightsOrigin(FakeOrigin):
         deadline_s: float | None = None,
     ) -> ManifestInfo:
         self._judge("head", repository, reference, caller)
+        if repository in self.held_up:
+            await self.held_up[repository].wait()
         return (await self._manifest("head_manifest", self._name(repository, reference))).info
 
     async def get_manifest(self, repository: Repository, reference: str) -> Manifest:
@@ -119,10 +125,16 @@ class RightsOrigin(FakeOrigin):
         self.requests.append((method, repository, what))
         if self.mute and method in ("get", "fetch"):
             raise OriginError("mute")
+        if repository in self.empty:
+            if method in ("get", "fetch"):
+                raise NotFoundAtOrigin("404", status_code=404)
+            return
         readers = self.readers.get(repository, set())
         shown = {ANYBODY, NODE if caller is None else caller.authorization}
         if self.error is None and not readers & shown:
-            raise DeniedByOrigin("401", status_code=401, challenges=('Bearer realm="https://auth.test"',))
+            raise DeniedByOrigin(
+                f"{repository} {what}: 401", status_code=401, challenges=('Bearer realm="https://auth.test"',)
+            )
         if self.error is None and what not in self.content[repository]:
             raise NotFoundAtOrigin("404", status_code=404)
 
@@ -366,7 +378,157 @@ async def test_another_agents_word_does_not_open_what_this_node_alone_may_read(
         assert not any(isinstance(message, Resolve) for message in sent)
 
 
+async def test_another_agents_word_about_a_tag_does_not_either(
+    origin: RightsOrigin, stores: list[MemoryStore], quick_clock: MockClock
+) -> None:
+    private = origin.add(TEAM, "v1", LAYER, NODE)
+    origin.add(OPEN, "v1", b"other", ANYBODY)
+    node = node_of(origin, stores[0], OF_NODE)
+
+    class Liar:
+        """A scheduler that knows what every tag stands for."""
+
+        def send(self, message: object) -> None:
+            if isinstance(message, Resolve):
+                node.resolver.resolved(Resolved(message.number, private, OCI_MANIFEST, 500))
+
+    async with running(node):
+        await pull(node, TEAM, private)
+        node.resolver.tracker = Liar()
+        node.resolver.scheduler_changed(True)
+        with pytest.raises(NotFoundAtOrigin):
+            await node.images.manifest(OPEN, "v1")
+        node.resolver.scheduler_changed(False)
+
+
+@pytest.mark.parametrize("policy", [PASSTHROUGH, OF_NODE], ids=["passthrough", "node-credentials"])
+async def test_what_arrives_during_a_check_is_not_opened_by_it(
+    origin: RightsOrigin, stores: list[MemoryStore], policy: Policy, quick_clock: MockClock
+) -> None:
+    """A registry that takes its time over a bait while a tenant pulls what the bait names."""
+    private = origin.add(TEAM, "v1", LAYER, NODE, ALICE.authorization)
+    bait = origin.add(OPEN, "bait", LAYER, ANYBODY)
+    origin.content[OPEN] -= {digest_of(LAYER), digest_of(b"{}")}
+    node = node_of(origin, stores[0], policy)
+    node.prefetch = False
+    refused: list[bool] = []
+
+    async def take() -> None:
+        try:
+            await blob(node, OPEN, digest_of(LAYER))
+        except NotFoundAtOrigin:
+            refused.append(True)
+
+    async with running(node):
+        await node.images.manifest(OPEN, bait)
+        await trio.sleep(PUBLIC_TTL_S)
+        origin.held_up[OPEN] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take)
+            await eventually(lambda: origin.requests[-1] == ("head", OPEN, bait))
+            assert await pull(node, TEAM, private, ALICE) == LAYER
+            origin.held_up[OPEN].set()
+    assert refused == [True]
+
+
+async def test_what_a_repository_gave_before_it_turned_private_is_opened_by_no_other(
+    origin: RightsOrigin, stores: list[MemoryStore], quick_clock: MockClock
+) -> None:
+    other = Repository("reg.test", "other")
+    digest = origin.add(OPEN, "v1", LAYER, ANYBODY)
+    bait = origin.add(other, "bait", LAYER, ANYBODY)
+    origin.content[other] -= {digest_of(LAYER)}
+    node = node_of(origin, stores[0], Policy())
+    async with running(node):
+        await pull(node, OPEN, digest)
+        origin.readers[OPEN] = set()
+        with pytest.raises(DeniedByOrigin):
+            await node.images.resolve(OPEN, "v1")
+        await node.images.manifest(other, bait)
+        with pytest.raises(NotFoundAtOrigin):
+            await node.images.open_blob(other, digest_of(LAYER))
+
+
+async def expect_refusals(node: Node, repository: Repository, manifest: Digest, layer: Digest) -> None:
+    """Ask for content in a repository whose registry gives none of it."""
+    for ask in (
+        lambda: node.images.manifest(repository, manifest),
+        lambda: blob(node, repository, layer),
+        lambda: blob(node, repository, manifest),
+    ):
+        with pytest.raises(P2PDistError):
+            await ask()
+
+
+@pytest.mark.parametrize("policy", [PASSTHROUGH, OF_NODE], ids=["passthrough", "node-credentials"])
+async def test_a_registry_that_only_says_that_it_has_anothers_content_opens_nothing(
+    origin: RightsOrigin, stores: list[MemoryStore], policy: Policy, quick_clock: MockClock
+) -> None:
+    private = origin.add(TEAM, "v1", LAYER, NODE, ALICE.authorization)
+    liar = Repository("liar.example", "bait")
+    origin.empty.add(liar)
+    origin.readers[liar] = {ANYBODY}
+    node = node_of(origin, stores[0], policy)
+    async with running(node):
+        await expect_refusals(node, liar, private, digest_of(LAYER))
+        await pull(node, TEAM, private, ALICE)
+        await expect_refusals(node, liar, private, digest_of(LAYER))
+        assert await pull(node, TEAM, private, ALICE) == LAYER
+
+
+async def test_a_registry_that_gives_what_was_anothers_makes_it_everybodys(
+    origin: RightsOrigin, stores: list[MemoryStore], quick_clock: MockClock
+) -> None:
+    """The layers of a public base image, which a private image brought first."""
+    private = origin.add(TEAM, "v1", LAYER, NODE)
+    base = Repository("public.example", "base")
+    digest = origin.add(base, "v1", LAYER, ANYBODY)
+    node = node_of(origin, stores[0], OF_NODE)
+    async with running(node):
+        await pull(node, TEAM, private)
+        assert await pull(node, base, digest) == LAYER
+        assert ("fetch", base, digest_of(LAYER)) in origin.requests
+        origin.requests.clear()
+        assert await pull(node, base, digest) == LAYER
+        assert await pull(node, TEAM, private) == LAYER
+        assert not any(method == "fetch" for method, *_ in origin.requests)
+
+
+async def test_what_is_left_of_a_private_pull_is_resumed_by_its_own_repository_only(
+    origin: RightsOrigin, stores: list[MemoryStore], quick_clock: MockClock
+) -> None:
+    origin.add(TEAM, "v1", LAYER, NODE)
+    bait = origin.add(OPEN, "bait", LAYER, ANYBODY)
+    origin.content[OPEN] -= {digest_of(LAYER)}
+    origin.held[MIN_CHUNK_BYTES] = trio.Event()
+    first = node_of(origin, stores[0], OF_NODE)
+    async with running(first):
+        reader = await first.images.open_blob(TEAM, digest_of(LAYER))
+        assert await reader.available(0, MIN_CHUNK_BYTES) > 0
+        reader.close()
+    again = node_of(origin, stores[0], OF_NODE)
+    async with running(again):
+        await again.images.manifest(OPEN, bait)
+        with pytest.raises(NotFoundAtOrigin):
+            await again.images.open_blob(OPEN, digest_of(LAYER))
+    assert again.machine.counters.to_peers == 0
+
+
 # ----------------------------------------------------------------- passthrough
+
+
+async def test_a_pinned_tag_is_not_told_to_one_who_may_not_have_it(
+    origin: RightsOrigin, stores: list[MemoryStore], quick_clock: MockClock
+) -> None:
+    digest = origin.add(TEAM, "v1", LAYER, ALICE.authorization)
+    node = node_of(origin, stores[0], Policy(PASSTHROUGH.access, (TagRule(policy="pinned"),)))
+    async with running(node):
+        await pull(node, TEAM, "v1", ALICE)
+        with pytest.raises(DeniedByOrigin) as refusal:
+            await node.images.resolve(TEAM, "v1", MALLORY)
+        assert digest not in str(refusal.value)
+        assert "v1" in str(refusal.value)
+        assert refusal.value.challenges
 
 
 async def test_each_callers_own_rights_count(
@@ -506,6 +668,54 @@ async def test_while_the_origin_is_silent_only_what_it_gave_this_node_before_is_
                         await pull(again, repository, digest, ALICE)
             assert runtime.cancelled_caught is (how == "hangs" and policy is PASSTHROUGH)
             await trio.sleep(SILENT_S)
+
+
+@pytest.mark.parametrize("policy", [PASSTHROUGH, OF_NODE], ids=["passthrough", "node-credentials"])
+async def test_silence_opens_nothing_that_comes_later(
+    origin: RightsOrigin, stores: list[MemoryStore], policy: Policy, quick_clock: MockClock
+) -> None:
+    private = origin.add(TEAM, "v1", LAYER, NODE, ALICE.authorization)
+    node = node_of(origin, stores[0], policy)
+    async with running(node):
+        origin.error = OriginError("HTTP 429", status_code=429)
+        await expect_refusals(node, OPEN, private, digest_of(LAYER))
+        origin.error = None
+        await eventually(lambda: not node.puller.arrivals)
+        assert await pull(node, TEAM, private, ALICE) == LAYER
+        origin.error = OriginError("HTTP 429", status_code=429)
+        await expect_refusals(node, OPEN, private, digest_of(LAYER))
+
+
+async def test_silence_does_not_open_what_another_repository_has_been_refused(
+    origin: RightsOrigin, stores: list[MemoryStore], quick_clock: MockClock
+) -> None:
+    other = Repository("reg.test", "other")
+    digest = origin.add(OPEN, "v1", LAYER, ANYBODY)
+    node = node_of(origin, stores[0], Policy())
+    async with running(node):
+        await pull(node, OPEN, digest)
+        origin.readers[OPEN] = set()
+        with pytest.raises(DeniedByOrigin):
+            await node.images.resolve(OPEN, "v1")
+        origin.error = OriginError("HTTP 429", status_code=429)
+        await expect_refusals(node, other, digest, digest_of(LAYER))
+
+
+async def test_a_refusal_ends_what_silence_let_stand(
+    origin: RightsOrigin, stores: list[MemoryStore], quick_clock: MockClock
+) -> None:
+    digest = origin.add(OPEN, "v1", LAYER, ANYBODY)
+    node = node_of(origin, stores[0], Policy())
+    async with running(node):
+        await pull(node, OPEN, digest)
+        await trio.sleep(PUBLIC_TTL_S)
+        origin.error = OriginError("down")
+        assert await node.gate.prove(OPEN, digest, manifest=True)
+        assert node.gate.may_give(OPEN)
+        origin.error, origin.readers[OPEN] = None, set()
+        with pytest.raises(DeniedByOrigin):
+            await node.images.manifest(OPEN, digest)
+        assert node.gate.may_give(OPEN) is False
 
 
 # ----------------------------------------------------------------------- peers

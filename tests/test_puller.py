@@ -48,9 +48,9 @@ class ShakyStore(MemoryStore):
 
     broken = ""
 
-    def start(self, digest: Digest, size_bytes: int, chunk_bytes: int) -> PartialBlob:
+    def start(self, digest: Digest, size_bytes: int, chunk_bytes: int, owner: str = "") -> PartialBlob:
         self._fail("start")
-        partial = super().start(digest, size_bytes, chunk_bytes)
+        partial = super().start(digest, size_bytes, chunk_bytes, owner)
         for name in ("write_chunk", "hash_prefix", "commit"):
             setattr(partial, name, self._shaky(name, getattr(partial, name)))
         return partial

@@ -16,9 +16,9 @@ from p2pdist.core.wire import Message, Resolve, Resolved
 from p2pdist.errors import DeniedByOrigin, NotFoundAtOrigin, OriginError, P2PDistError
 from p2pdist.store.memory import MemoryStore
 from p2pdist.store.resolved import ResolvedTags
-from p2pdist.tags import TAG_TRIES_S, TAG_TTL_S
+from p2pdist.tags import MAX_ASKING, TAG_TRIES_S, TAG_TTL_S
 from tests.fake_registry import OCI_MANIFEST
-from tests.nodes import FakeOrigin, Node, cluster, eventually, running, running_scheduler
+from tests.nodes import REPOSITORY, FakeOrigin, Node, cluster, eventually, running, running_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,6 +133,23 @@ async def test_the_first_to_ask_may_hang_up(node: Node, origin: FakeOrigin, quic
         origin.gate.set()
         assert (await node.resolve("v1")).digest == digest
     assert origin.count("head_manifest") == 1
+
+
+async def test_those_who_hang_up_leave_a_bounded_number_of_questions(
+    node: Node, origin: FakeOrigin, quick_clock: MockClock
+) -> None:
+    digest = origin.add_image("v1", [LAYER])
+    origin.gate = trio.Event()
+    async with running(node):
+        async with trio.open_nursery() as hasty:
+            for number in range(MAX_ASKING):
+                hasty.start_soon(node.resolver.ask, REPOSITORY, f"v{number}", None)
+            await eventually(lambda: origin.count("head_manifest") == MAX_ASKING)
+            hasty.cancel_scope.cancel()
+        with pytest.raises(OriginError, match="ask again later"):
+            await node.resolver.ask(REPOSITORY, "other", None)
+        origin.gate.set()
+        assert (await node.resolve("v1")).digest == digest
 
 
 async def test_a_tag_that_is_not_there_is_said_so(node: Node, origin: FakeOrigin, quick_clock: MockClock) -> None:

@@ -136,7 +136,7 @@ class BaseStore(ABC):
         self._report_gone([entry])
         return None
 
-    def start(self, digest: Digest, size_bytes: int, chunk_bytes: int) -> PartialBlob:
+    def start(self, digest: Digest, size_bytes: int, chunk_bytes: int, owner: str = "") -> PartialBlob:
         """As the port says. A blob that is here whole may arrive again; its commit replaces it, and it stays public.
 
         Raises:
@@ -146,7 +146,8 @@ class BaseStore(ABC):
             raise ValueError(f"no such cut: {size_bytes} bytes by {chunk_bytes}")
         entry = self._claim(parse_digest(digest))
         try:
-            return self._resume(entry, size_bytes, chunk_bytes) or self._begin(entry, size_bytes, chunk_bytes)
+            resumed = self._resume(entry, size_bytes, chunk_bytes, owner)
+            return resumed or self._begin(entry, size_bytes, chunk_bytes, owner)
         except BaseException:
             self._leave(entry)
             raise
@@ -187,15 +188,15 @@ class BaseStore(ABC):
             entry.handles = 1
             return entry
 
-    def _resume(self, entry: Entry, size_bytes: int, chunk_bytes: int) -> PartialBlob | None:
-        """Return what an earlier run left of the blob; None where that was nothing, or another cut."""
+    def _resume(self, entry: Entry, size_bytes: int, chunk_bytes: int, owner: str) -> PartialBlob | None:
+        """Return what an earlier run left of the blob; None where that was nothing, another cut or owner."""
         if entry.size_bytes != size_bytes or not size_bytes:
             return None
         cut = ChunkMap(size_bytes, chunk_bytes)
-        arrival = self._reopen(entry.digest, cut)
+        arrival = self._reopen(entry.digest, cut, owner)
         return None if arrival is None else self._hand_out(entry, cut, arrival)
 
-    def _begin(self, entry: Entry, size_bytes: int, chunk_bytes: int) -> PartialBlob:
+    def _begin(self, entry: Entry, size_bytes: int, chunk_bytes: int, owner: str) -> PartialBlob:
         with self._lock:
             self._detach(entry)
             entry.size_bytes = 0
@@ -203,7 +204,7 @@ class BaseStore(ABC):
         self._make_room(entry.digest, size_bytes, entry)
         cut = ChunkMap(size_bytes, chunk_bytes)
         try:
-            arrival = self._with_room(size_bytes, lambda: self._create(entry.digest, cut))
+            arrival = self._with_room(size_bytes, lambda: self._create(entry.digest, cut, owner))
         except BaseException:
             entry.size_bytes = 0
             raise
@@ -343,12 +344,12 @@ class BaseStore(ABC):
         """Return a new descriptor and the metadata; None where the blob is damaged. Called with the lock held."""
 
     @abstractmethod
-    def _create(self, digest: Digest, cut: ChunkMap) -> Arrival:
+    def _create(self, digest: Digest, cut: ChunkMap, owner: str) -> Arrival:
         """Preallocate a partial blob; what an error leaves, `_detach` deletes. Raises StoreError, StoreFullError."""
 
     @abstractmethod
-    def _reopen(self, digest: Digest, cut: ChunkMap) -> Arrival | None:
-        """Open a partial blob that was left, or return None where it is damaged or cut otherwise."""
+    def _reopen(self, digest: Digest, cut: ChunkMap, owner: str) -> Arrival | None:
+        """Open a partial blob that was left, or return None where it is damaged, another's or cut otherwise."""
 
     @abstractmethod
     def _place(self, digest: Digest, sidecar: Sidecar, admit: Callable[[], None]) -> None:

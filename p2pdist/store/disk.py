@@ -124,16 +124,16 @@ class DiskStore(BaseStore):
             return None
         return fd, sidecar
 
-    def _create(self, digest: Digest, cut: ChunkMap) -> Arrival:
+    def _create(self, digest: Digest, cut: ChunkMap, owner: str) -> Arrival:
         with translated(f"make room for {digest} in {self._layout.root}"):
-            journal = Journal.create(self._layout.journal(digest), cut)
+            journal = Journal.create(self._layout.journal(digest), cut, owner)
             with journal.closed_on_error():
                 fd = create(self._layout.partial(digest), cut.size_bytes)
         return Arrival(fd, journal, {})
 
-    def _reopen(self, digest: Digest, cut: ChunkMap) -> Arrival | None:
+    def _reopen(self, digest: Digest, cut: ChunkMap, owner: str) -> Arrival | None:
         with translated(f"resume {digest}"), contextlib.suppress(FileNotFoundError):
-            journal = Journal.reopen(self._layout.journal(digest), cut)
+            journal = Journal.reopen(self._layout.journal(digest), cut, owner)
             if journal is None:
                 return None
             with journal.closed_on_error():

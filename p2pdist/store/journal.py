@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which chunks of a partial blob are here: a header, then one 16-byte slot per chunk with its checksum.
 
+The header says how the blob is cut and whose it is: what one owner left is not for another to resume.
+
 A slot of zeros is a chunk that is not here. The slots are allocated with the file, so noting a chunk
 neither grows the file nor fails on a full disk, and the journal's size is known from the start. Nothing is
 synced: a slot is a claim that `recheck` proves against the data after a restart, so a torn or lost slot costs
@@ -10,6 +12,7 @@ one chunk fetched again.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import struct
 from typing import TYPE_CHECKING
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
     from p2pdist.core.chunkmap import ChunkMap
 
-_HEADER = struct.Struct("<8sQQ8x")
+_HEADER = struct.Struct("<8sQQ8s")
 _MAGIC = b"p2pdjnl1"
 _NOT_HERE = bytes(CHECKSUM_BYTES)
 
@@ -35,21 +38,21 @@ class Journal:
         self._fd = fd
 
     @classmethod
-    def create(cls, path: str, cut: ChunkMap) -> Journal:
+    def create(cls, path: str, cut: ChunkMap, owner: str = "") -> Journal:
         """Start an empty journal, in the place of any that is there."""
         fd = create(path, _HEADER.size + cut.count * CHECKSUM_BYTES)
         journal = cls(fd)
         with journal.closed_on_error():
-            write_all(fd, _HEADER.pack(_MAGIC, cut.size_bytes, cut.chunk_bytes), 0)
+            write_all(fd, _header(cut, owner), 0)
         return journal
 
     @classmethod
-    def reopen(cls, path: str, cut: ChunkMap) -> Journal | None:
-        """Open an earlier run's journal; None where it is damaged or the blob was cut otherwise."""
+    def reopen(cls, path: str, cut: ChunkMap, owner: str = "") -> Journal | None:
+        """Open an earlier run's journal; None where it is damaged, another's or the blob was cut otherwise."""
         journal = cls(fd := os.open(path, os.O_RDWR | os.O_CLOEXEC))
         with journal.closed_on_error():
             whole = os.fstat(fd).st_size == _HEADER.size + cut.count * CHECKSUM_BYTES
-            if whole and read_all(fd, 0, _HEADER.size) == _HEADER.pack(_MAGIC, cut.size_bytes, cut.chunk_bytes):
+            if whole and read_all(fd, 0, _HEADER.size) == _header(cut, owner):
                 return journal
         journal.close()
         return None
@@ -82,6 +85,11 @@ class Journal:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _header(cut: ChunkMap, owner: str) -> bytes:
+    tag = hashlib.sha256(owner.encode()).digest()[:8] if owner else bytes(8)
+    return _HEADER.pack(_MAGIC, cut.size_bytes, cut.chunk_bytes, tag)
 
 
 def recheck(fd: int, cut: ChunkMap, noted: dict[int, Checksum]) -> dict[int, Checksum]:

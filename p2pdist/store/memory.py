@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 class _Notes(dict[int, Checksum]):
     """The journal of a partial blob; stays when the handle closes."""
 
-    def __init__(self, cut: ChunkMap) -> None:
+    def __init__(self, cut: ChunkMap, owner: str) -> None:
         self.cut = cut
+        self.owner = owner
 
     def note(self, index: int, checksum: Checksum) -> None:
         self[index] = checksum
@@ -77,16 +78,16 @@ class MemoryStore(BaseStore):
         with translated(f"open {digest}"):
             return os.dup(fd), sidecar
 
-    def _create(self, digest: Digest, cut: ChunkMap) -> Arrival:
+    def _create(self, digest: Digest, cut: ChunkMap, owner: str) -> Arrival:
         with translated(f"make room for {digest} in memory"):
             fd = _memory(digest, cut.size_bytes)
-            notes = _Notes(cut)
+            notes = _Notes(cut, owner)
             self._arriving[digest] = fd, notes
             return Arrival(os.dup(fd), notes, {})
 
-    def _reopen(self, digest: Digest, cut: ChunkMap) -> Arrival | None:
+    def _reopen(self, digest: Digest, cut: ChunkMap, owner: str) -> Arrival | None:
         fd, notes = self._arriving[digest]
-        if notes.cut != cut:
+        if (notes.cut, notes.owner) != (cut, owner):
             return None
         with translated(f"resume {digest}"):
             return Arrival(os.dup(fd), notes, dict(notes))

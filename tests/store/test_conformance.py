@@ -315,6 +315,17 @@ def test_a_blob_that_is_cut_otherwise_starts_from_zero(store: ChunkStore, size_b
     partial.close()
 
 
+@pytest.mark.parametrize(("first", "second"), [("", "reg/a"), ("reg/a", ""), ("reg/a", "reg/b")])
+def test_what_one_owner_left_is_not_for_another_to_resume(store: ChunkStore, first: str, second: str) -> None:
+    blob = content(1)
+    size_bytes = len(blob.body)
+    for owner, had in ((first, 0), (first, blob.count), (second, 0)):
+        partial = store.start(blob.digest, size_bytes, blob.chunk_bytes, owner)
+        assert len(partial.have()) == had
+        blob.write(partial)
+        partial.close()
+
+
 def test_a_discarded_blob_leaves_nothing(store: ChunkStore) -> None:
     blob = content(1)
     partial = blob.start(store)
