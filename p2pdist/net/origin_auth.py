@@ -79,6 +79,7 @@ class Access:
     rule: AccessRule
     level: Level = Level.OPEN
     public: bool = False
+    public_at: float = 0.0
     challenge: Challenge | None = None
     shown: Shown | None = None
     raised_at: float = 0.0
@@ -88,7 +89,7 @@ class Access:
     def succeeded(self, shown: Shown | None) -> None:
         """Note that content was read with `shown`, which need not be what is shown now."""
         if shown is None or shown.level < Level.CREDENTIALS:
-            self.public = True
+            self.public, self.public_at = True, trio.current_time()
 
 
 class Authenticator:
@@ -177,7 +178,9 @@ class Authenticator:
                     continue
                 tried.add(level)
                 found = await self._obtain(access, level)
-                if level >= Level.CREDENTIALS and answer.status != 429:
+                # A limit says nothing of who may read, but hides it: what is known holds for a while.
+                lately = trio.current_time() - access.public_at <= _RECLASSIFY_S
+                if level >= Level.CREDENTIALS and not (answer.status == 429 and lately):
                     access.public = False
                 if found:
                     return True

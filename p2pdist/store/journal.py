@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from p2pdist.core.chunkmap import ChunkMap
 
 _HEADER = struct.Struct("<8sQQ8s")
-_MAGIC = b"p2pdjnl1"
+_MAGIC = b"p2pdjnl2"
 _NOT_HERE = bytes(CHECKSUM_BYTES)
 
 

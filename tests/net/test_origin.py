@@ -699,6 +699,21 @@ async def test_a_repository_that_turns_private_is_public_no_more(registry: FakeR
         assert not origin.is_public(REPO)
 
 
+async def test_a_limit_on_anonymous_pulls_does_not_keep_a_repository_public_for_ever(
+    registry: FakeRegistry, mock_clock: trio.testing.MockClock
+) -> None:
+    """It may have turned private behind the limit, which then hides that."""
+    mock_clock.rate = 1
+    registry.auth = "bearer"
+    vault = Vault({"reg.lab": Credentials("me", "pw")})
+    async with client_of(registry, deadlines=PATIENT, credentials=vault) as origin:
+        await origin.head_manifest(REPO, "v1")
+        mock_clock.jump(601)
+        registry.script("GET /v2/", Fault(status=429))
+        await origin.get_manifest(REPO, "v1")
+        assert not origin.is_public(REPO)
+
+
 async def test_a_limit_on_anonymous_pulls_is_met_with_credentials_and_leaves_the_repository_public(
     registry: FakeRegistry,
 ) -> None:
