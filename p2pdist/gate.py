@@ -49,6 +49,9 @@ MAX_PROOFS = 4096
 _SILENCE = "silence"
 """The subject of what is given while the origin says nothing: no yes, so it opens only what stands without one."""
 
+_DIRECT = "direct"
+"""The subject of what the origin has given to this agent itself, asked without the scheduler."""
+
 
 @dataclass(slots=True)
 class _Check:
@@ -251,13 +254,16 @@ class Gate:
 
     def _denied(self, repository: Repository, who: Caller | None) -> None:
         """Take back what was granted before the origin refused."""
-        self._grants.revoke(_subject(who), repository)
+        self._take_back(_subject(who), repository)
         if who is None:
             self._resolver.refused(repository)
-            self._grants.revoke(_SILENCE, repository)
             self._public.pop(repository, None)
             self._unsaid.pop(repository, None)
             _note(self._refused, repository, trio.current_time() + SILENT_S)
+
+    def _take_back(self, subject: str, repository: Repository) -> None:
+        for each in (subject,) if subject else ("", _DIRECT, _SILENCE):
+            self._grants.revoke(each, repository)
 
     # ---------------------------------------------------------------- checking
 
@@ -267,13 +273,13 @@ class Gate:
     def _may_have_manifest(self, subject: str, repository: Repository, digest: Digest) -> bool:
         now = trio.current_time()
         if subject or self._is_foreign(repository, digest):
-            return self._grants.itself(subject, repository, digest, now)
+            return self._grants.itself(subject or _DIRECT, repository, digest, now)
         return self._holds(subject, repository, digest, now)
 
     def _may_have_blob(self, subject: str, repository: Repository, digest: Digest) -> bool:
         now = trio.current_time()
         if self._is_foreign(repository, digest):
-            return self._grants.itself(subject, repository, digest, now)
+            return self._grants.itself(subject or _DIRECT, repository, digest, now)
         return self._holds(subject, repository, digest, now)
 
     def _holds(self, subject: str, repository: Repository, digest: Digest, now: float) -> bool:
@@ -318,7 +324,7 @@ class Gate:
                 mine.error = error
                 if isinstance(error, DeniedByOrigin):
                     self.refused += 1
-                    self._grants.revoke(subject, repository)
+                    self._take_back(subject, repository)
                 raise
             finally:
                 del self._checking[key]
@@ -333,6 +339,7 @@ class Gate:
         elif self._is_foreign(repository, digest):
             # Not through the scheduler: another agent's word must not open what this node alone may read.
             await self._origin.head_manifest(repository, digest, deadline_s=CALLER_CHECK_S)
+            self._grants.grant(_DIRECT, repository, digest, trio.current_time() + self.public_ttl_s)
         elif not await self._own_verdict(repository, digest, lambda: self._resolver.ask(repository, digest, None)):
             return
         self._grant(repository, digest, who)
@@ -348,6 +355,8 @@ class Gate:
                 return
         if who is not None or foreign:
             await self._ask_size(repository, digest, who, CALLER_CHECK_S)
+            if who is None:
+                self._grants.grant(_DIRECT, repository, digest, trio.current_time() + self.public_ttl_s)
         elif not await self._own_verdict(repository, digest, lambda: self._ask_size(repository, digest, None, CHECK_S)):
             return
         self._grant(repository, digest, who)

@@ -378,8 +378,9 @@ async def test_another_agents_word_does_not_open_what_this_node_alone_may_read(
         assert not any(isinstance(message, Resolve) for message in sent)
 
 
+@pytest.mark.parametrize("early", [True, False], ids=["before it is here", "after"])
 async def test_another_agents_word_about_a_tag_does_not_either(
-    origin: RightsOrigin, stores: list[MemoryStore], quick_clock: MockClock
+    origin: RightsOrigin, stores: list[MemoryStore], early: bool, quick_clock: MockClock
 ) -> None:
     private = origin.add(TEAM, "v1", LAYER, NODE)
     origin.add(OPEN, "v1", b"other", ANYBODY)
@@ -393,12 +394,16 @@ async def test_another_agents_word_about_a_tag_does_not_either(
                 node.resolver.resolved(Resolved(message.number, private, OCI_MANIFEST, 500))
 
     async with running(node):
-        await pull(node, TEAM, private)
         node.resolver.tracker = Liar()
         node.resolver.scheduler_changed(True)
-        with pytest.raises(NotFoundAtOrigin):
-            await node.images.manifest(OPEN, "v1")
-        node.resolver.scheduler_changed(False)
+        if early:
+            with pytest.raises(NotFoundAtOrigin):
+                await node.images.manifest(OPEN, "v1")
+        await eventually(lambda: not node.puller.arrivals)
+        await pull(node, TEAM, private)
+        for reference in ("v1", private):
+            with pytest.raises(NotFoundAtOrigin):
+                await node.images.manifest(OPEN, reference)
 
 
 @pytest.mark.parametrize("policy", [PASSTHROUGH, OF_NODE], ids=["passthrough", "node-credentials"])
