@@ -13,11 +13,11 @@ from bench.lab import agents as lab_agents
 from bench.lab import http
 from bench.lab.hosts import Link, loopback_lab
 from bench.lab.http import HttpFailure
+from bench.lab.lying_peer import LyingPeer
 from bench.lab.processes import ProcessGroup
 from bench.lab.pullers import Pull
 from tests.fake_registry import FakeRegistry
 from tests.real.cluster import ALONE, REPOSITORY, SCHEDULER, BlobReading, until
-from tests.real.lying_peer import LyingPeer
 from tests.real.runtimes import Runtime, expect_only_agents_at_the_origin, running
 
 if TYPE_CHECKING:
