@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bench.arrivals import Arrivals
+
 MBIT = 1e6 / 8
 MIB = 1 << 20
 
@@ -25,6 +27,8 @@ class Plan:
         leave_per_minute: this part of the nodes leaves each minute, those that are done alike.
         replaced: whether for each that leaves a new one with nothing joins, as long as first ones are not done.
         racks: 0 for none; else so many, each behind an uplink of `rack_mbit` both ways.
+        scheduler: whether there is one; without it the agents have found each other before the first start.
+        poisson_s: mean gap between one node's start and the next's; None for `jitter_s` instead.
     """
 
     nodes: int = 1000
@@ -47,6 +51,8 @@ class Plan:
     replaced: bool = False
     racks: int = 0
     rack_mbit: float | None = None
+    scheduler: bool = True
+    poisson_s: float | None = None
     seed: int = 1
     limit_s: float = 3600.0
 
@@ -61,6 +67,10 @@ class Plan:
     @property
     def origin_rate(self) -> float:
         return (self.origin_mbit or self.link_mbit) * MBIT
+
+    @property
+    def arrivals(self) -> Arrivals:
+        return Arrivals(jitter_s=self.jitter_s, poisson_gap_s=self.poisson_s)
 
     @property
     def rack_rate(self) -> float | None:
@@ -92,6 +102,8 @@ class Outcome:
     ratio_last: float
     ratio_p99: float
     ratio_p50: float
+    late_ratio: float | None
+    """Of the slowest joiner: its own time over what its own link takes; None where none joins late."""
     origin_egress_ratio: float
     duplicate_bytes_ratio: float
     """Chunks that came twice, and what was sent of chunks that were called off, over all that was delivered."""

@@ -88,12 +88,14 @@ def outcome_of(swarm: Swarm, wall_s: float) -> Outcome:
     """Return what a swarm that has run came to."""
     plan, nodes = swarm.plan, list(swarm.nodes.values())
     first_s, swarm_s = min(node.started_s for node in nodes), plan.swarm_s([node.rate for node in nodes])
-    ratios, finished = [], []
+    ratios, finished, late = [], [], []
     for node in swarm.alive:
         if node.finished_s is not None:
             bound_s = max(plan.image_bytes / node.rate, swarm_s - (node.started_s - first_s))
             ratios.append((node.finished_s - node.started_s) / bound_s)
             finished.append(node.finished_s - first_s)
+            if plan.poisson_s and node.started_s > first_s:
+                late.append((node.finished_s - node.started_s) * node.rate / plan.image_bytes)
     ratios.sort()
     counters = [node.machine.counters for node in nodes]
     grants, delivered = sum(each.grants for each in counters), swarm.transfers * swarm.cut.chunk_bytes
@@ -107,6 +109,7 @@ def outcome_of(swarm: Swarm, wall_s: float) -> Outcome:
         ratio_last=ratios[-1] if ratios else float("nan"),
         ratio_p99=percentile(ratios, 99) or float("nan"),
         ratio_p50=percentile(ratios, 50) or float("nan"),
+        late_ratio=max(late, default=None),
         origin_egress_ratio=swarm.origin_bytes / plan.image_bytes,
         duplicate_bytes_ratio=duplicate / delivered if delivered else 0.0,
         scheduler_in_per_node=swarm.scheduler_in / len(nodes),
@@ -156,11 +159,12 @@ _COLUMNS: Sequence[tuple[str, Callable[[Outcome], str]]] = (
     ("nodes", lambda run: str(run.nodes)),
     ("seed", lambda run: str(run.seed)),
     ("failed", lambda run: str(run.failed)),
-    ("left", lambda run: str(run.left)),
+    ("left", lambda run: str(run.left or "-")),
     ("last s", lambda run: f"{run.last_s:.1f}"),
     ("÷ bound", lambda run: f"{run.ratio_last:.3f}"),
     ("p99", lambda run: f"{run.ratio_p99:.3f}"),
     ("p50", lambda run: f"{run.ratio_p50:.3f}"),
+    ("late ×", lambda run: "-" if run.late_ratio is None else f"{run.late_ratio:.3f}"),
     ("egress ×", lambda run: f"{run.origin_egress_ratio:.3f}"),
     ("dup %", lambda run: f"{run.duplicate_bytes_ratio * 100:.2f}"),
     ("sched in", lambda run: f"{run.scheduler_in_per_node:.1f}"),
@@ -172,15 +176,17 @@ _COLUMNS: Sequence[tuple[str, Callable[[Outcome], str]]] = (
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
-    """Return a row for each seed, and below them median and worst."""
+    """Return a row for each seed, and below them median and worst; a column that says nothing is left out."""
     last = [outcome.ratio_last for outcome in outcomes]
     caption = (
         f"last node ÷ bound: median {statistics.median(last):.3f}, worst {max(last):.3f} of {len(last)}; "
         "each node from its own start.\nScheduler messages and control bytes are per node"
     )
     shown = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), caption=caption)
-    for name, _ in _COLUMNS:
+    columns = [(name, [cell(outcome) for outcome in outcomes]) for name, cell in _COLUMNS]
+    said = [(name, cells) for name, cells in columns if any(each != "-" for each in cells)]
+    for name, _ in said:
         shown.add_column(name, justify="right", no_wrap=True)
-    for outcome in outcomes:
-        shown.add_row(*(cell(outcome) for _, cell in _COLUMNS))
+    for row in zip(*(cells for _, cells in said), strict=True):
+        shown.add_row(*row)
     return shown

@@ -38,6 +38,8 @@ IDLE_TICK_S = 0.6
 """Between two ticks of an agent that has nothing to do: exchange.py waits 0.5 s and then ticks."""
 DIAL_TRIPS = 4
 """One-way trips until a dialled peer is connected: TCP's handshake, then the hellos."""
+MEET_S = 3.0
+"""Without a scheduler agents run so long before the first start: they know each other and have settled."""
 MAX_PEERS_PER_DEGREE = 4
 """Connections that an agent takes, times its degree (agent.py)."""
 LOOK_EVERY = 4096
@@ -56,6 +58,8 @@ class Node:
         self.alive = True
         self.failed = False
         self.started_s = 0.0
+        self.pioneer = False
+        """Whether it was there at the start."""
         self.finished_s: float | None = None
         self.links: dict[PeerId, Node] = {}
         self.sending: dict[PeerId, deque[Upload]] = {}
@@ -134,10 +138,12 @@ class Swarm:
             ev.LookUp: lambda _node, _command: None,
         }
         slow = set(self.rng.sample(range(plan.nodes), round(plan.nodes * plan.slow_ratio)))
-        for number in range(plan.nodes):
-            self._join(self.rng.uniform(0, plan.jitter_s), slow=number in slow)
+        before_s = 0.0 if plan.scheduler else MEET_S
+        for start in plan.arrivals.batches(plan.nodes, self.rng)[0]:
+            self._join(before_s + start.offset_s, slow=start.node in slow)
         self._pioneers = plan.nodes
-        self._at(PUSH_S, self._tick_scheduler, None)
+        if plan.scheduler:
+            self._at(PUSH_S, self._tick_scheduler, None)
         if plan.leave_per_minute:
             self._at(self._until_next_leaves(), self._somebody_leaves, None)
 
@@ -209,11 +215,15 @@ class Swarm:
         settings = PullSettings(rack="" if rack is None else f"rack-{rack}")
         node = Node(peer, PullMachine(peer, Random(self.rng.random()), settings), rate, rack)
         node.started_s = started_s
+        node.pioneer = number < plan.nodes
         self.nodes[peer] = node
         self.alive.append(node)
         self.unfinished += 1
-        self._scheduler.connected(wire.PeerAddress(peer, "192.0.2.1", 5051, "", settings.rack))
-        self._feed(node, ev.SchedulerConnected())
+        if plan.scheduler:
+            self._scheduler.connected(wire.PeerAddress(peer, "192.0.2.1", 5051, "", settings.rack))
+            self._feed(node, ev.SchedulerConnected())
+        else:
+            self._find_peers(node)
         self._at(started_s + plan.resolve_s, self._start, node)
         self._at(started_s + self.rng.uniform(0, IDLE_TICK_S), self._tick, node)
 
@@ -272,7 +282,7 @@ class Swarm:
 
     def _count_out(self, node: Node) -> None:
         self.unfinished -= 1
-        self._pioneers -= node.started_s <= self.plan.jitter_s
+        self._pioneers -= node.pioneer
 
     def _until_next_leaves(self) -> float:
         return self.now + self.rng.expovariate(len(self.alive) * self.plan.leave_per_minute / 60)
@@ -294,6 +304,12 @@ class Swarm:
             self._at(self._until_next_leaves(), self._somebody_leaves, None)
 
     # ----------------------------------------------------------------- links
+
+    def _find_peers(self, node: Node) -> None:
+        """Dial some of those that are there, as an agent does that knows of others by mDNS."""
+        others = [other for other in self.alive if other is not node]
+        for other in self.rng.sample(others, min(self.plan.degree, len(others))):
+            self._at(self.now + DIAL_TRIPS * self._latency_s, self._connect, (node, other.peer))
 
     def _connect(self, argument: tuple[Node, PeerId]) -> None:
         node, other = argument[0], self.nodes[argument[1]]

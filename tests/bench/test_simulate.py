@@ -48,6 +48,23 @@ def test_all_that_stay_are_done_though_others_leave_and_new_ones_come() -> None:
     assert outcome.origin_egress_ratio < 1.5
 
 
+def test_agents_without_a_scheduler_coordinate_themselves() -> None:
+    outcome = simulate_once(replace(SMALL, nodes=12, layers=2, scheduler=False))
+
+    assert outcome.failed == 0
+    assert outcome.scheduler_in_per_node == outcome.scheduler_out_per_node == 0
+    assert outcome.origin_egress_ratio <= 1.05
+    assert outcome.late_ratio is None
+
+
+def test_who_joins_late_is_held_against_its_own_link() -> None:
+    outcome = simulate_once(replace(SMALL, nodes=6, poisson_s=1.0))
+
+    assert outcome.failed == 0
+    assert outcome.late_ratio is not None
+    assert 1.0 <= outcome.late_ratio <= 1.5
+
+
 def test_a_slow_node_is_held_against_its_own_link() -> None:
     outcome = simulate_once(replace(SMALL, nodes=12, slow_ratio=0.25, slow_factor=0.5))
 
