@@ -200,6 +200,21 @@ def simulate(runs: int, like_lab: bool, json_file: Path | None, **sizes: Any) ->
     sys.exit(0 if simulate(plan, runs, json_file, _console()) else 1)
 
 
+@bench.command()
+@click.option("--kills", type=click.IntRange(1, 1_000_000), default=1000, show_default=True, help="SIGKILLs, in a row.")
+@click.option("--seed", type=int, default=1, show_default=True, help="All but the instants of kills follows from it.")
+@click.option("--directory", type=_DIRECTORY, help="An empty one, to try its file system.  [default: one in memory]")
+@click.option("--json", "json_file", type=_FILE, help="Write one JSON object.")
+def store(kills: int, seed: int, directory: Path | None, json_file: Path | None) -> None:
+    """Kill users of a store over and over, and look after each whether it holds what it should, and nothing else.
+
+    At instants and at calls into the file system: while it writes, commits, evicts, removes and restarts.
+    """
+    from bench.store.run import measure
+
+    sys.exit(0 if measure(kills, seed, directory, json_file, _console()) else 1)
+
+
 def _run(main: Callable[[], Awaitable[T]]) -> T:
     """Run to the end or to a signal; show the log that explains a failure before the command names it."""
     from bench import interrupt
