@@ -65,6 +65,8 @@ class Arrival:
     """Set once verified or failed."""
     started: trio.Event = field(default_factory=trio.Event)
     """Set once the pull is running, or has failed before it could."""
+    ended: bool = False
+    """Set once the file is closed."""
     stored: StoredBlob | None = None
     """The committed blob, open for as long as somebody reads what was its Arrival."""
     _changed: trio.Event = field(default_factory=trio.Event)
@@ -147,6 +149,7 @@ class Arrival:
 
     def end(self, stored: StoredBlob | None) -> None:
         """Close the file: the blob is stored, or the pull has failed."""
+        self.ended = True
         if self.partial is not None:
             self.partial.close()
         self.stored = stored

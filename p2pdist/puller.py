@@ -185,6 +185,11 @@ class Puller:
             first_byte()
             return stored
         arrival = await self.start(repository, digest, size_bytes)
+        while arrival.ended and arrival.failure is None:  # committed while this task waited for its turn
+            if (stored := self.open_stored(digest)) is not None:
+                first_byte()
+                return stored
+            arrival = await self.start(repository, digest, size_bytes)
         if arrival.failure is not None:
             raise _plain(arrival.failure)
         if arrival.partial is None:

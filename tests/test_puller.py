@@ -242,6 +242,27 @@ async def test_the_download_goes_on_when_nobody_reads_any_more(
         assert store.statistics()["partial_blobs"] == 0
 
 
+async def test_a_reader_whose_turn_comes_after_the_commit_gets_the_blob_from_the_store(
+    node: Node, origin: FakeOrigin, store: ShakyStore, quick_clock: MockClock
+) -> None:
+    class LateTurn:
+        def set(self) -> None:
+            pass
+
+        async def wait(self) -> None:
+            origin.held[0].set()
+            await eventually(lambda: not node.puller.arrivals)
+
+    digest = origin.add_blob(BLOB)
+    origin.held[0] = trio.Event()
+    async with running(node), trio.open_nursery() as nursery:
+        nursery.start_soon(node.read_blob, digest)
+        await eventually(lambda: digest in node.puller.arrivals and node.puller.arrivals[digest].started.is_set())
+        node.puller.arrivals[digest].started = LateTurn()  # type: ignore[assignment]
+        assert await node.read_blob(digest) == BLOB
+    assert origin.egress_bytes == len(BLOB)
+
+
 async def test_what_an_earlier_run_left_is_not_fetched_again_and_counts_as_cached(
     node: Node, origin: FakeOrigin, store: ShakyStore, quick_clock: MockClock
 ) -> None:
