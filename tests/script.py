@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from p2pdist.core import events as ev
 from p2pdist.core import wire
 from p2pdist.core.chunkmap import chunk_set, to_bytes
+from p2pdist.core.peerbook import BAN_S
 from p2pdist.core.pull import PullMachine
 from p2pdist.core.state import PullSettings
+from p2pdist.core.wire import Grant
 from tests.strategies import CHUNK, checksum, digest, peer
 
 if TYPE_CHECKING:
@@ -180,3 +182,32 @@ class Script:
         words = tuple(checksum(index) for index in range(chunks))
         self.on(ev.BlobStored(blob=B, size_bytes=chunks * CHUNK, media_type="", checksums=words))
         return self
+
+
+def drop(number: int, reason: str) -> ev.DropPeer:
+    return ev.DropPeer(peer=peer(number), reason=reason, ban_s=BAN_S)
+
+
+def scheduled(*peers: int) -> Script:
+    """An agent with a scheduler and peers that pull B too."""
+    script = Script(scheduled=True)
+    script.connect(*peers)
+    script.start()
+    for number in peers:
+        script.says(number, share())
+    return script
+
+
+def takes(script: Script, number: int, grant: int, index: int, **words: bytes) -> list[ev.Command]:
+    """Let the agent take a chunk that the peer offers, and let it arrive."""
+    script.says(number, have(index), Grant(grant))
+    return script.arrives(number, index, grant=grant, **words)  # type: ignore[arg-type]
+
+
+def complete(script: Script, chunks: int = CHUNKS) -> list[ev.Command]:
+    """Let the rest arrive from the origin; return what is said after the last chunk."""
+    out: list[ev.Command] = []
+    for index in range(chunks):
+        if not script.machine.blobs[B].have >> index & 1:
+            out = script.arrives(None, index)
+    return out

@@ -6,8 +6,9 @@ simulator drives the same object on virtual time. All blobs that are wanted are 
 comes by one of three rungs: a peer that has it grants us a slot and we take the chunk that suits us
 best (core/take.py); the scheduler, or rendezvous hashing, leases it to us, and we fetch it from the
 origin (core/lease.py); or nobody brings it, and we fetch it without a lease (core/ladder.py).
-What is here we grant to others (core/serve.py). This file is the pulls' own course: start, arrival,
-whose word counts, completion, failure.
+What is here we grant to others (core/serve.py). What they say they have, and whose word counts, is
+core/hearing.py's; who takes part, and who is sent away, core/membership.py's. This file is the pulls'
+own course: start, arrival, completion, failure.
 
 Invariants: a chunk is written once; nothing is offered that is not written and vouched for
 (core/verify.py); nothing is taken from a banned peer; every pull ends in CheckBlob or Fail.
@@ -19,11 +20,13 @@ from typing import TYPE_CHECKING
 
 from p2pdist.core import events as ev
 from p2pdist.core import wire
-from p2pdist.core.chunkmap import MAX_BLOB_BYTES, ChunkMap, chunk_set, members, to_bytes
+from p2pdist.core.chunkmap import MAX_BLOB_BYTES, ChunkMap
+from p2pdist.core.hearing import Hearing
 from p2pdist.core.ladder import Ladder
-from p2pdist.core.lease import SETTLE_S, Leasing, holder_of
-from p2pdist.core.peerbook import BAN_S, FAILURES_TO_DROP, MAX_SHARED_BLOBS, Peer
-from p2pdist.core.progress import MAX_WHOLE_BYTES, Progress, read_share
+from p2pdist.core.lease import SETTLE_S, Leasing
+from p2pdist.core.membership import Membership
+from p2pdist.core.peerbook import FAILURES_TO_DROP
+from p2pdist.core.progress import Progress
 from p2pdist.core.racks import Racks
 from p2pdist.core.serve import Giving
 from p2pdist.core.state import PullSettings, SwarmState
@@ -31,10 +34,10 @@ from p2pdist.core.take import Taking
 from p2pdist.errors import RemoteProtocolError, TransferTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from random import Random
 
-    from p2pdist.core.types import Checksum, Digest, PeerId
+    from p2pdist.core.peerbook import Peer
+    from p2pdist.core.types import Digest, PeerId
 
 TICK_S = 0.1
 HAVE_INTERVAL_S = 0.5
@@ -63,6 +66,8 @@ class PullMachine:
         racks = Racks(self.state)
         self._taking = Taking(self.state, self._leasing.fetching, racks)
         self._giving = Giving(self.state, racks)
+        self._membership = Membership(self.state, self._leasing, self._taking, self._giving)
+        self._hearing = Hearing(self.state, self._leasing, self._giving, self._membership)
         self._orders = 0
         self._flushed_at = 0.0
 
@@ -112,9 +117,9 @@ class PullMachine:
             case ev.BlobEvicted():
                 self._blob_evicted(event.blob)
             case ev.PeerConnected():
-                self._peer_connected(event.peer, event.rack)
+                self._membership.connected(event.peer, event.rack)
             case ev.PeerLost():
-                self._peer_lost(event.peer)
+                self._membership.lost(event.peer)
             case _:
                 self._scheduler_event(event)
         return self.state.out
@@ -130,14 +135,14 @@ class PullMachine:
                 self.state.scheduled = True
                 for progress in self.state.wanted():
                     if progress.shared:
-                        self._join(progress)
+                        self._membership.join(progress)
             case ev.SchedulerLost():
                 self.state.scheduled = False
                 self._leasing.met()
             case ev.SchedulerSaid(message=wire.Lease() as message):
                 self._leasing.leased(message)
             case ev.SchedulerSaid(message=wire.Checksums() as message):
-                self._checksums_came(message)
+                self._hearing.checksums_came(message)
             case _:
                 raise RemoteProtocolError(f"a {type(event.message).__name__} from the scheduler")
 
@@ -168,7 +173,7 @@ class PullMachine:
             for peer in self.book.peers.values():
                 state.share_with(peer, progress, reply=False)
             if state.scheduled:
-                self._join(progress)
+                self._membership.join(progress)
         if progress.complete:
             self._check(progress)
         self._leasing.by_rendezvous()
@@ -179,12 +184,6 @@ class PullMachine:
         self.blobs[blob] = progress
         self.state.wanted_changed()
         return progress
-
-    def _join(self, progress: Progress) -> None:
-        # Only what is vouched for: the scheduler passes the checksums on as certain.
-        have = b"" if progress.chunks is None else to_bytes(progress.offered, progress.count)
-        checksums = b"".join(progress.own[index] for index in members(progress.offered))
-        self._tell(wire.Join(progress.blob, progress.size_bytes, progress.registry, have, checksums))
 
     def _tell(self, message: wire.Message) -> None:
         self.state.out.append(ev.Tell(message=message))
@@ -197,12 +196,8 @@ class PullMachine:
         for peer in self.book.peers.values():
             self._taking.cancel(peer, blob)
         self._forget_blob(progress)
-        self._leave(progress)
+        self._membership.leave(progress)
         self._taking.make_room()
-
-    def _leave(self, progress: Progress) -> None:
-        if progress.shared and self.state.scheduled:
-            self._tell(wire.Leave(progress.blob))
 
     def _forget_blob(self, progress: Progress) -> None:
         del self.blobs[progress.blob]
@@ -211,19 +206,7 @@ class PullMachine:
         for peer in self.book.peers.values():
             peer.shared.pop(progress.blob, None)
             peer.wants.pop(progress.blob, None)
-        self._unshare(progress)
-
-    def _unshare(self, progress: Progress) -> None:
-        for peer in self.book.peers.values():
-            if peer.cursors.pop(progress.blob, None) is not None:
-                self.state.send(peer, wire.Unshare(progress.blob))
-
-    def _keep_to_ourselves(self, progress: Progress) -> None:
-        """Leave a blob's swarm, and go on alone."""
-        self._leave(progress)
-        progress.shared = False
-        self._leasing.hush(progress.blob)
-        self._unshare(progress)
+        self._membership.unshare(progress)
 
     # --------------------------------------------------------- chunks coming in
 
@@ -261,7 +244,7 @@ class PullMachine:
         elif progress.checking:
             return False
         else:
-            self._settled(progress, {event.index: event.checksum})
+            self._hearing.settled(progress, {event.index: event.checksum})
         return not progress.have >> event.index & 1
 
     def _passes(self, progress: Progress, event: ev.ChunkArrived, source: PeerId) -> bool:
@@ -271,7 +254,7 @@ class PullMachine:
             progress.senders[event.index] = source
             return True
         self.counters.corrupt_chunks += 1
-        self._drop_peer(source, f"sent a corrupt chunk {event.index} of {event.blob}")
+        self._membership.drop(source, f"sent a corrupt chunk {event.index} of {event.blob}")
         self._taking.call_for(progress, event.index)
         return False
 
@@ -328,30 +311,18 @@ class PullMachine:
             return
         progress.checking = False
         progress.progress_at = self.state.now
-        self._blame(progress, indices, "its chunks made the blob wrong:")
+        self._hearing.blame(progress, indices, "its chunks made the blob wrong:")
         if progress.whole:
             self._ask_again(progress)
 
     def _ask_again(self, progress: Progress) -> None:
         """Doubt the size too, where only a digest was known: a peer said it."""
         for peer in self.book.peers.values():
-            self._unhold(peer, progress.blob)
+            self._membership.unhold(peer, progress.blob)
         progress.chunks = None
         for peer in self.book.peers.values():
             if progress.blob in peer.cursors:
                 self.state.share_with(peer, progress, reply=False)
-
-    def _blame(self, progress: Progress, indices: list[int], reason: str) -> None:
-        """Forget wrong chunks and ban who sent them."""
-        liars = dict.fromkeys(progress.senders[index] for index in indices if index in progress.senders)
-        self.counters.corrupt_chunks += len(indices)
-        progress.lose(indices)
-        progress.vouchers.forget(indices)
-        for liar in liars:
-            self._drop_peer(liar, f"{reason} {progress.blob}")
-        for peer in self.book.peers.values():
-            if progress.blob in peer.cursors:
-                self.state.share_with(peer, progress, reply=True)
 
     def _blob_stored(self, event: ev.BlobStored) -> None:
         """Take in a blob that is in the store: found there for a peer, or fetched whole."""
@@ -377,8 +348,8 @@ class PullMachine:
         self._become_seed(progress)
         if not progress.shared:
             return
-        if was_wanted and self.state.scheduled:
-            self._tell(wire.Stored([progress.blob]))
+        if was_wanted:
+            self._leasing.tell(wire.Stored([progress.blob]))
         for peer in self.book.peers.values():
             # Who knows the blob's cut sees from our Haves that we want no more. The others are told, and who
             # asked before we knew the blob tells again what it has.
@@ -389,8 +360,7 @@ class PullMachine:
     def _blob_evicted(self, blob: Digest) -> None:
         progress = self.blobs.get(blob)
         if progress is None:
-            if self.state.scheduled:
-                self._tell(wire.Leave(blob))
+            self._leasing.tell(wire.Leave(blob))
         elif not progress.wanted:
             self._drop_blob(blob)
 
@@ -419,89 +389,12 @@ class PullMachine:
             self._drop_blob(progress.blob)
             self.state.out.append(ev.Fail(blob=progress.blob, causes=causes))
 
-    # --------------------------------------------------------------- checksums
-
-    def _checksums_came(self, message: wire.Checksums) -> None:
-        progress = self.blobs.get(message.blob)
-        if progress is None or not progress.wanted or not progress.shared:
-            return
-        self._learn_size(progress, message.size_bytes)
-        if progress.chunks is None or progress.size_bytes != message.size_bytes:
-            return
-        indices = wire.unpack_indices(message.indices, progress.count)
-        checksums = wire.unpack_checksums(message.checksums, len(indices))
-        progress.done |= chunk_set(indices)
-        settled = progress.vouchers.settled
-        new = {index: word for index, word in zip(indices, checksums, strict=True) if index not in settled}
-        if not progress.checking:
-            self._settled(progress, new)
-
-    def _settled(self, progress: Progress, words: dict[int, Checksum]) -> None:
-        """Take in checksums that are certain; chunks that only their senders vouched for and that differ go."""
-        wrong = [index for index, word in words.items() if progress.have >> index & 1 and progress.own[index] != word]
-        if wrong:
-            self.state.out.append(ev.ForgetChunks(blob=progress.blob, indices=wrong))
-            self._blame(progress, wrong, "sent corrupt chunks of")
-        for index, word in words.items():
-            progress.vouchers.settle(index, word)
-            self._offer(progress, index)
-
-    def _learn_size(self, progress: Progress, size_bytes: int) -> None:
-        """Learn the size of content of which only the digest was known; one too large is fetched by each for itself."""
-        if progress.chunks is not None or size_bytes < 0:
-            return
-        if size_bytes <= MAX_WHOLE_BYTES:
-            progress.size(ChunkMap.of(size_bytes))
-        else:
-            self._keep_to_ourselves(progress)
-
-    def _heard(self, progress: Progress, peer: Peer, words: Iterable[tuple[int, Checksum]]) -> None:
-        """Weigh a peer's word on checksums; a lease holder's own settles it where no scheduler does."""
-        settled = progress.vouchers.settled
-        swarm = None if self.state.scheduled else self._leasing.elders_and(peer, progress)
-        for index, checksum in words:
-            if index in settled:
-                continue
-            if swarm is not None and holder_of(progress.blob, index, swarm) == peer.peer_id:
-                progress.vouchers.settle(index, checksum)
-            elif not progress.vouchers.claim(index, checksum, peer.peer_id):
-                continue
-            self._offer(progress, index)
-
-    def _holds(self, progress: Progress, bits: int) -> None:
-        """Count a peer's chunks."""
-        progress.add_holder(bits)
-        if progress.news(bits):
-            progress.progress_at = self.state.now
-
     # --------------------------------------------------------------- peers
-
-    def _peer_connected(self, peer_id: PeerId, rack: str) -> None:
-        self._peer_lost(peer_id)
-        peer = self.book.add(Peer(peer_id, rack))
-        self._leasing.met()
-        for progress in self.state.wanted():
-            if progress.shared:
-                self.state.share_with(peer, progress, reply=False)
-
-    def _peer_lost(self, peer_id: PeerId) -> None:
-        if (peer := self.book.pop(peer_id)) is None:
-            return
-        self._giving.lost(peer)
-        for blob in list(peer.shared):
-            self._unhold(peer, blob)
-        self._taking.lost(peer)
-        self._giving.grant()
-
-    def _drop_peer(self, peer_id: PeerId, reason: str) -> None:
-        self.book.ban(peer_id, self.state.now)
-        self._peer_lost(peer_id)
-        self.state.out.append(ev.DropPeer(peer=peer_id, reason=reason, ban_s=BAN_S))
 
     def _peer_said(self, peer: Peer, message: wire.Message) -> None:
         match message:
             case wire.Have():
-                self._have_came(peer, message)
+                self._hearing.have_came(peer, message)
             case wire.Grant():
                 self._taking.granted(peer, message.number)
             case wire.Take():
@@ -511,9 +404,9 @@ class PullMachine:
             case wire.Room():
                 self._giving.has_room(peer)
             case wire.Share():
-                self._share_came(peer, message)
+                self._hearing.share_came(peer, message)
             case wire.Unshare():
-                self._unhold(peer, message.blob)
+                self._membership.unhold(peer, message.blob)
                 peer.wants.pop(message.blob, None)
                 peer.cursors.pop(message.blob, None)
             case wire.Refuse():
@@ -522,59 +415,6 @@ class PullMachine:
                 self._giving.cancelled(peer, message.number)
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} from a peer")
-
-    def _share_came(self, peer: Peer, message: wire.Share) -> None:
-        if len(peer.wants) > MAX_SHARED_BLOBS or len(peer.shared) > MAX_SHARED_BLOBS:
-            raise RemoteProtocolError(f"more than {MAX_SHARED_BLOBS} blobs shared")
-        if message.wants:
-            peer.wants.setdefault(message.blob, self.state.now)
-        else:
-            peer.wants.pop(message.blob, None)
-        progress = self.blobs.get(message.blob)
-        if progress is None:
-            if message.wants:
-                self.state.out.append(ev.LookUp(blob=message.blob))
-            return
-        if not progress.shared:
-            return
-        self._note_share(progress, peer, message)
-        if not message.reply:
-            self.state.share_with(peer, progress, reply=True)
-        peer.passed_until = 0.0
-        self._giving.grant()
-
-    def _note_share(self, progress: Progress, peer: Peer, message: wire.Share) -> None:
-        """Learn what a peer has of a blob; a Share replaces all that was known."""
-        self._unhold(peer, message.blob)
-        self._learn_size(progress, message.size_bytes)
-        if progress.chunks is None or message.size_bytes != progress.chunks.size_bytes:
-            return
-        bits, checksums = read_share(message, progress.chunks)
-        progress.media_type = progress.media_type or message.media_type
-        peer.shared[message.blob] = bits
-        self._holds(progress, bits)
-        self._heard(progress, peer, zip(members(bits), checksums, strict=True))
-
-    def _have_came(self, peer: Peer, message: wire.Have) -> None:
-        progress = self.blobs.get(message.blob)
-        if progress is None or progress.chunks is None or message.blob not in peer.shared:
-            return
-        indices = wire.unpack_indices(message.indices, progress.count)
-        checksums = wire.unpack_checksums(message.checksums, len(indices))
-        known, new = peer.shared[message.blob], chunk_set(indices)
-        peer.shared[message.blob] = known | new
-        if progress.wanted:
-            self._holds(progress, new & ~known)
-            self._heard(progress, peer, zip(indices, checksums, strict=True))
-        if known | new == progress.full:
-            peer.wants.pop(message.blob, None)
-
-    def _unhold(self, peer: Peer, blob: Digest) -> None:
-        bits = peer.shared.pop(blob, 0)
-        progress = self.blobs.get(blob)
-        if progress is not None and progress.wanted and bits:
-            others = (other.shared.get(blob, 0) for other in self.book.peers.values() if other is not peer)
-            progress.drop_holder(bits, others)
 
     # ---------------------------------------------------------------- time
 
@@ -588,7 +428,7 @@ class PullMachine:
             self._giving.expire(peer)
             self._taking.expire(peer)
             if peer.failures >= FAILURES_TO_DROP:
-                self._drop_peer(peer.peer_id, f"let {peer.failures} chunks in a row go late")
+                self._membership.drop(peer.peer_id, f"let {peer.failures} chunks in a row go late")
         if self.state.now - self._flushed_at >= HAVE_INTERVAL_S:
             self._flush_haves()
         self._leasing.renew()

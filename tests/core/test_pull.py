@@ -8,8 +8,8 @@ import pytest
 from p2pdist.core import events as ev
 from p2pdist.core import wire
 from p2pdist.core.chunkmap import MAX_BLOB_BYTES
-from p2pdist.core.lease import DOUBTERS, NEWS_S, SETTLE_S, holder_of
-from p2pdist.core.peerbook import BAN_S, MAX_SHARED_BLOBS
+from p2pdist.core.lease import DOUBTERS, SETTLE_S, holder_of
+from p2pdist.core.peerbook import BAN_S
 from p2pdist.core.progress import MAX_WHOLE_BYTES
 from p2pdist.core.pull import ERROR_GIVE_UP_S, GIVE_UP_S, MAX_SEEDS, SHARE_S
 from p2pdist.core.wire import Cancel, Decline, Grant, Lease, Leave, Room, Stored, Take, Unshare
@@ -23,40 +23,24 @@ from tests.script import (
     B,
     Script,
     checksums,
+    complete,
     done,
+    drop,
     fetch,
     fetches,
     have,
     join,
+    scheduled,
     send,
     share,
     take,
+    takes,
     tell,
     write,
 )
 from tests.strategies import checksum, digest, peer
 
 WRONG = checksum(99)
-
-
-def drop(number: int, reason: str) -> ev.DropPeer:
-    return ev.DropPeer(peer=peer(number), reason=reason, ban_s=BAN_S)
-
-
-def scheduled(*peers: int) -> Script:
-    """An agent with a scheduler and peers that pull B too."""
-    script = Script(scheduled=True)
-    script.connect(*peers)
-    script.start()
-    for number in peers:
-        script.says(number, share())
-    return script
-
-
-def takes(script: Script, number: int, grant: int, index: int, **words: bytes) -> list[ev.Command]:
-    """Let the agent take a chunk that the peer offers, and let it arrive."""
-    script.says(number, have(index), Grant(grant))
-    return script.arrives(number, index, grant=grant, **words)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------- starting
@@ -85,28 +69,6 @@ def test_a_pull_of_which_everything_is_here_is_checked_at_once() -> None:
     script = Script()
     assert script.start(have=range(4)) == [CHECK]
     assert script.start(0, blob=digest(2)) == [ev.CheckBlob(blob=digest(2))]
-
-
-def test_a_peer_that_connects_is_told_of_the_pulls_that_go_on() -> None:
-    script = Script()
-    script.start(have=[1])
-    script.start(blob=digest(2), shared=False)
-    script.start(1, blob=digest(3), have=[0])
-    script.on(ev.BlobVerified(blob=digest(3)))
-    assert script.connect(2) == [send(2, share([1], reply=False))]
-
-
-def test_a_scheduler_that_connects_is_told_what_is_here_and_vouched_for() -> None:
-    script = Script()
-    script.connect(11)
-    script.start(have=[1])
-    script.start(blob=digest(2), shared=False)
-    script.says(11, share())
-    script.tick(NEWS_S)
-    # By rendezvous this chunk is ours to vouch for, not the peer's.
-    assert holder_of(B, 3, [ME, peer(11)]) == ME
-    takes(script, 11, 1, 3)
-    assert script.on(ev.SchedulerConnected()) == [join(1)]
 
 
 def test_a_private_pull_talks_to_nobody() -> None:
@@ -182,42 +144,6 @@ def test_a_chunk_that_only_its_sender_vouches_for_is_kept_but_not_offered() -> N
     assert send(4, have(0)) in script.tick(0.5)
 
 
-def test_the_word_of_the_lease_holder_by_rendezvous_settles_a_checksum() -> None:
-    script = Script()
-    script.connect(2, 3)
-    script.start()
-    script.says(2, share())
-    script.says(3, share())
-    script.tick(NEWS_S)
-    swarm = [ME, peer(2), peer(3)]
-    for index in range(4):
-        script.says(2, have(index))
-        assert (index in script.machine.blobs[B].vouchers.settled) == (holder_of(B, index, swarm) == peer(2))
-
-
-def test_while_a_crowd_arrives_the_word_of_whom_its_elders_do_not_outrank_settles_a_checksum() -> None:
-    script = Script()
-    script.connect(2, 3, 4)
-    script.says(3, share())
-    script.tick(NEWS_S)
-    script.start()
-    script.says(2, share())
-    script.says(4, share())
-    for index in range(4):
-        script.says(2, have(index))
-        by_elders = holder_of(B, index, [peer(2), peer(3)]) == peer(2)
-        assert (index in script.machine.blobs[B].vouchers.settled) == by_elders
-
-
-def test_the_word_of_a_peer_that_fetches_nothing_settles_no_checksum() -> None:
-    script = Script()
-    script.connect(2, 3)
-    script.start()
-    script.says(3, share())
-    script.says(2, share(range(4), wants=False))
-    assert not script.machine.blobs[B].vouchers.settled
-
-
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_a_crowd_reads_from_the_origin_what_a_single_peer_alone_vouches_for(seeds: int) -> None:
     script = Script()
@@ -234,13 +160,6 @@ def test_a_crowd_reads_from_the_origin_what_a_single_peer_alone_vouches_for(seed
     mine = [index for index in range(CHUNKS) if holder_of(B, index, [ME, *map(peer, others)]) == ME]
     assert mine
     assert fetched == (mine[:1] if seeds == 1 else [])
-
-
-def test_the_schedulers_word_settles_a_chunk_that_is_here() -> None:
-    script = scheduled(2, 3)
-    takes(script, 2, 1, 0)
-    assert script.ordered(checksums(0)) == []
-    assert script.machine.blobs[B].offered == 1
 
 
 def test_a_wrong_chunk_bans_its_sender_and_is_got_elsewhere() -> None:
@@ -286,71 +205,7 @@ def test_a_chunk_is_written_once() -> None:
     assert script.on(ev.ChunkWritten(blob=B, index=0)) == []
 
 
-# ----------------------------------------------------------- a better word
-
-
-def test_the_scheduler_takes_back_what_a_liar_sent() -> None:
-    script = scheduled(2, 3)
-    script.connect(4)
-    script.says(4, Unshare(B))
-    script.says(2, share([0], wrong=[0]), Grant(1))
-    assert script.arrives(2, 0, grant=1, word=checksum(1000))[0] == write(0, checksum(1000))
-    assert script.ordered(checksums(0)) == [
-        ev.ForgetChunks(blob=B, indices=[0]),
-        drop(2, f"sent corrupt chunks of {B}"),
-        send(3, share()),
-    ]
-    assert script.machine.blobs[B].have == 0
-    assert script.machine.blobs[B].vouchers.settled == {0: checksum(0)}
-    assert takes(script, 3, 1, 0)[0] == write(0)
-
-
-def test_the_origin_corrects_what_a_liar_sent() -> None:
-    script = scheduled(2)
-    script.says(2, share([0], wrong=[0]), Grant(1))
-    script.arrives(2, 0, grant=1, word=checksum(1000))
-    assert script.ordered(Lease(B, 0, 15000)) == [fetch(0)]
-    out = script.arrives(None, 0)
-    assert out[:3] == [ev.ForgetChunks(blob=B, indices=[0]), drop(2, f"sent corrupt chunks of {B}"), write(0)]
-    assert done(0) in out
-
-
-def test_while_the_whole_blob_is_checked_nothing_is_taken_back() -> None:
-    script = Script(scheduled=True)
-    script.connect(2)
-    script.start(1)
-    script.ordered(Lease(B, 0, 15000))
-    script.says(2, share([0], size=CHUNK, wrong=[0]))
-    script.now = 2.0
-    script.says(2, Grant(1))
-    assert CHECK in script.arrives(2, 0, grant=1, word=checksum(1000))
-    assert script.ordered(checksums(0, size=CHUNK)) == []
-    assert script.arrives(None, 0) == []
-
-
-def test_checksums_of_another_cut_or_blob_mean_nothing() -> None:
-    script = scheduled(2)
-    assert script.ordered(checksums(9, size=10 * CHUNK)) == []
-    assert script.ordered(wire.Checksums(digest(9), CHUNK, b"", b"")) == []
-    assert script.machine.blobs[B].vouchers.settled == {}
-
-
-@pytest.mark.parametrize("message", [checksums(4), wire.Checksums(B, CHUNKS * CHUNK, bytes(4), b""), Room()])
-def test_a_scheduler_that_breaks_the_protocol_is_found_out(message: wire.Message) -> None:
-    with pytest.raises(RemoteProtocolError):
-        scheduled().ordered(message)
-
-
 # ------------------------------------------------------------------ completing
-
-
-def complete(script: Script, chunks: int = CHUNKS) -> list[ev.Command]:
-    """Let the rest arrive from the origin; return what is said after the last chunk."""
-    out: list[ev.Command] = []
-    for index in range(chunks):
-        if not script.machine.blobs[B].have >> index & 1:
-            out = script.arrives(None, index)
-    return out
 
 
 def test_a_complete_blob_is_checked_and_then_a_seed() -> None:
@@ -366,20 +221,6 @@ def test_a_verified_blob_vouches_for_all_its_chunks() -> None:
     takes(script, 2, 1, 0)
     complete(script)
     assert send(3, have(3, 0)) in script.on(VERIFIED)
-
-
-def test_a_wrong_blob_bans_who_made_it_wrong_and_goes_on() -> None:
-    script = scheduled(2, 3)
-    takes(script, 2, 1, 0)
-    takes(script, 3, 1, 1)
-    complete(script)
-    out = script.on(ev.BlobRejected(blob=B, indices=[0, 2]))
-    assert drop(2, f"its chunks made the blob wrong: {B}") in out
-    # Chunk 1 only its sender vouches for; 3 is ours.
-    assert send(3, share([3])) in out
-    assert script.machine.blobs[B].have == 0b1010
-    script.arrives(None, 0)
-    assert CHECK in script.arrives(None, 2)
 
 
 def test_of_a_blob_that_is_gone_nothing_more_is_heard() -> None:
@@ -692,61 +533,3 @@ def test_a_message_that_no_peer_sends_is_the_peers_fault(message: wire.Message) 
     script = scheduled(2)
     with pytest.raises(RemoteProtocolError, match="from a peer"):
         script.says(2, message)
-
-
-def test_what_strangers_and_lost_peers_say_is_not_heard() -> None:
-    script = scheduled(2)
-    assert script.says(9, share(range(4)), Grant(1)) == []
-    assert script.on(ev.ChunkSent(peer=peer(9), number=1)) == []
-    assert script.on(ev.PeerLost(peer=peer(9))) == []
-
-
-def test_a_peer_may_not_name_blobs_without_end() -> None:
-    script = Script()
-    script.connect(2)
-    with pytest.raises(RemoteProtocolError, match="blobs shared"):
-        for number in range(MAX_SHARED_BLOBS + 2):
-            script.says(2, share(blob=digest(number)))
-    assert len(script.machine.book.peers[peer(2)].wants) == MAX_SHARED_BLOBS + 1
-
-
-def test_a_share_replaces_what_was_known() -> None:
-    script = scheduled(2)
-    script.says(2, share([0, 1]), share([1, 2]))
-    assert script.machine.blobs[B].holders == [0, 1, 1, 0]
-    script.says(2, share([0], size=CHUNK))
-    assert script.machine.blobs[B].holders == [0, 0, 0, 0]
-
-
-def test_haves_that_do_not_fit_are_the_peers_fault() -> None:
-    for message in (have(4), wire.Have(B, bytes(4), b"")):
-        with pytest.raises(RemoteProtocolError):
-            scheduled(2).says(2, message)
-
-
-def test_haves_of_a_peer_that_never_shared_the_blob_mean_nothing() -> None:
-    script = Script(scheduled=True)
-    script.connect(2)
-    script.start()
-    assert script.says(2, have(0)) == []
-    assert script.machine.blobs[B].held == 0
-
-
-def test_a_peer_that_has_everything_wants_no_more() -> None:
-    script = scheduled(2)
-    script.says(2, have(0, 1), have(1, 2, 3))
-    assert not script.machine.book.peers[peer(2)].wants
-    assert script.machine.blobs[B].holders == [1, 1, 1, 1]
-    script = Script().seeding()
-    script.connect(2)
-    script.says(2, share([0]), have(1, 2, 3))
-    assert not script.machine.book.peers[peer(2)].wants
-
-
-def test_a_peer_that_leaves_the_swarm_is_counted_out() -> None:
-    script = scheduled(2)
-    script.says(2, have(0))
-    assert script.says(2, Unshare(B)) == []
-    assert script.machine.blobs[B].holders == [0, 0, 0, 0]
-    script.ordered(Lease(B, 1, 15000))
-    assert script.arrives(None, 1) == [write(1), done(1)]

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our part in the swarms, and the peers in ours: joining and leaving, peers that come, go, or are sent away.
+
+Owns what is told to scheduler and peers when a part begins or ends, and what has to be given up with a peer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p2pdist.core.chunkmap import members, to_bytes
+from p2pdist.core.events import DropPeer
+from p2pdist.core.peerbook import BAN_S, Peer
+from p2pdist.core.wire import Join, Leave, Unshare
+
+if TYPE_CHECKING:
+    from p2pdist.core.lease import Leasing
+    from p2pdist.core.progress import Progress
+    from p2pdist.core.serve import Giving
+    from p2pdist.core.state import SwarmState
+    from p2pdist.core.take import Taking
+    from p2pdist.core.types import Digest, PeerId
+
+
+class Membership:
+    """Who takes part in what."""
+
+    def __init__(self, state: SwarmState, leasing: Leasing, taking: Taking, giving: Giving) -> None:
+        self._state = state
+        self._leasing = leasing
+        self._taking = taking
+        self._giving = giving
+
+    # ---------------------------------------------------------- our own part
+
+    def join(self, progress: Progress) -> None:
+        """Tell the scheduler that we want a blob, and what of it is here."""
+        # Only what is vouched for: the scheduler passes the checksums on as certain.
+        have = b"" if progress.chunks is None else to_bytes(progress.offered, progress.count)
+        checksums = b"".join(progress.own[index] for index in members(progress.offered))
+        self._leasing.tell(Join(progress.blob, progress.size_bytes, progress.registry, have, checksums))
+
+    def leave(self, progress: Progress) -> None:
+        """Tell the scheduler that we neither want nor hold a blob any more."""
+        if progress.shared:
+            self._leasing.tell(Leave(progress.blob))
+
+    def unshare(self, progress: Progress) -> None:
+        """Tell the peers the same."""
+        for peer in self._state.book.peers.values():
+            if peer.cursors.pop(progress.blob, None) is not None:
+                self._state.send(peer, Unshare(progress.blob))
+
+    def keep_to_ourselves(self, progress: Progress) -> None:
+        """Leave a blob's swarm, and go on alone."""
+        self.leave(progress)
+        progress.shared = False
+        self._leasing.hush(progress.blob)
+        self.unshare(progress)
+
+    # ------------------------------------------------------------- the peers
+
+    def connected(self, peer_id: PeerId, rack: str) -> None:
+        """Take in a peer and ask it for what we want."""
+        self.lost(peer_id)
+        peer = self._state.book.add(Peer(peer_id, rack))
+        self._leasing.met()
+        for progress in self._state.wanted():
+            if progress.shared:
+                self._state.share_with(peer, progress, reply=False)
+
+    def lost(self, peer_id: PeerId) -> None:
+        """Give up what was under way with a peer that has gone."""
+        if (peer := self._state.book.pop(peer_id)) is None:
+            return
+        self._giving.lost(peer)
+        for blob in list(peer.shared):
+            self.unhold(peer, blob)
+        self._taking.lost(peer)
+        self._giving.grant()
+
+    def drop(self, peer_id: PeerId, reason: str) -> None:
+        """Send a peer away, and have nothing to do with it for a while."""
+        self._state.book.ban(peer_id, self._state.now)
+        self.lost(peer_id)
+        self._state.out.append(DropPeer(peer=peer_id, reason=reason, ban_s=BAN_S))
+
+    def unhold(self, peer: Peer, blob: Digest) -> None:
+        """Forget what a peer has of a blob."""
+        bits = peer.shared.pop(blob, 0)
+        progress = self._state.blobs.get(blob)
+        if progress is not None and progress.wanted and bits:
+            others = (other.shared.get(blob, 0) for other in self._state.book.peers.values() if other is not peer)
+            progress.drop_holder(bits, others)
