@@ -427,9 +427,23 @@ def test_checksums_are_pushed_to_all_members_together() -> None:
     assert script.tick(2.0) == []
     script.says(1, done(2))
     assert script.tick(2.0) == [(1, pushed(2)), (2, pushed(2))]
-    script.says(1, done(3))
-    assert script.tick(2.0 + PUSH_S / 2) == []
-    assert script.tick(2.0 + PUSH_S + 2 * PUSH_S_PER_MEMBER) != []
+
+
+def test_what_pushes_may_cost_is_shared_by_all_swarms_and_those_that_wait_longest_come_first() -> None:
+    crowd = int(3 * PUSH_S / PUSH_S_PER_MEMBER)
+    script, other = Script(*range(1, crowd + 2)), digest(2)
+    script.says(1, joining())
+    script.says(2, joining(blob=other))
+    for number in range(3, crowd + 2):
+        script.state.swarms[B].members.add(peer(number))
+    script.says(1, done(0))
+    script.says(2, done(0, blob=other))
+    assert len(script.tick(10.0)) == crowd
+    script.says(1, done(1))
+    assert script.tick(10.0 + PUSH_S) == []
+    told = script.tick(10.0 + 3 * PUSH_S)
+    assert told[0] == (2, Checksums(other, 100 * CHUNK, pack_indices([0]), checksum(0)))
+    assert len(told) == 1 + crowd
 
 
 def test_a_newcomer_gets_all_checksums_so_far() -> None:
