@@ -298,7 +298,8 @@ class PullMachine:
         for index, checksum in progress.own.items():
             progress.vouchers.settle(index, checksum)
             self._offer(progress, index)
-        self._leasing.hush(progress.blob)
+        # Also what is still being fetched: of a manifest that came from a peer meanwhile, the end is told to nobody.
+        self._leasing.forget(progress.blob)
         peers = self.book.peers.values()
         seeds = [other for other in self.blobs.values() if not other.wanted]
         seeds.sort(key=lambda seed: any(seed.blob in peer.wants for peer in peers))

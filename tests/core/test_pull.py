@@ -8,7 +8,7 @@ import pytest
 from p2pdist.core import events as ev
 from p2pdist.core import wire
 from p2pdist.core.chunkmap import MAX_BLOB_BYTES
-from p2pdist.core.lease import DOUBTERS, SETTLE_S, holder_of
+from p2pdist.core.lease import DOUBTERS, LEASES, SETTLE_S, holder_of
 from p2pdist.core.peerbook import BAN_S
 from p2pdist.core.progress import MAX_WHOLE_BYTES
 from p2pdist.core.pull import ERROR_GIVE_UP_S, GIVE_UP_S, MAX_SEEDS, SHARE_S
@@ -378,6 +378,19 @@ def test_a_copy_on_its_way_is_called_off_when_it_was_fetched_whole() -> None:
     script.now = 2.0
     assert script.says(2, Grant(1)) == [take(2, 1, 0)]
     assert send(2, Cancel(1)) in script.on(stored())
+
+
+def test_a_fetch_whose_content_came_from_a_peer_meanwhile_holds_no_request_any_more() -> None:
+    script = unsized(2)
+    script.ordered(Lease(B, 0, 15000))
+    script.says(2, share([0], size=1000, wants=False))
+    script.now = 2.0
+    script.says(2, Grant(1))
+    script.arrives(2, 0, grant=1)
+    script.on(VERIFIED)
+    script.on(ev.SchedulerLost())
+    script.on(ev.PeerLost(peer=peer(2)))
+    assert len(fetches(script.start(2 * LEASES, blob=digest(2)))) == LEASES
 
 
 def test_content_larger_than_a_chunk_is_fetched_by_each_for_itself() -> None:
