@@ -215,6 +215,25 @@ def store(kills: int, seed: int, directory: Path | None, json_file: Path | None)
     sys.exit(0 if measure(kills, seed, directory, json_file, _console()) else 1)
 
 
+@bench.command()
+@click.option("--count", type=click.IntRange(1), default=1000, show_default=True, help="Schedules.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the first; one more for each.")
+@click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="That play them.")
+@click.option("--replay", "kept", type=_FILE, help="Play again what --json kept, instead.")
+@click.option("--json", "json_file", type=_FILE, help="Write one JSON object: figures, and failing schedules.")
+def schedules(count: int, seed: int, processes: int, kept: Path | None, json_file: Path | None) -> None:
+    """Play random schedules of faults against the agents' and the scheduler's own decisions, on virtual time.
+
+    Small swarms, in which nodes die, freeze and lie, links break, and the registry fails. What must hold in each is
+    checked; a schedule that fails is made as small as it gets, and printed. See bench/README.md.
+    """
+    from bench.schedules import run
+
+    console = _console()
+    held = run.replay(kept, console) if kept else run.schedules(count, seed, processes, json_file, console)
+    sys.exit(0 if held else 1)
+
+
 def _run(main: Callable[[], Awaitable[T]]) -> T:
     """Run to the end or to a signal; show the log that explains a failure before the command names it."""
     from bench import interrupt
