@@ -384,6 +384,7 @@ class Agent:
     def status(self) -> dict[str, object]:
         """Return what `p2pdist status --json` prints."""
         counters, tracker, stored = self.machine.counters, self.tracker, self.store.statistics()
+        now = self.machine.state.now
         return {
             "version": __version__,
             "peer_id": self.peer_id,
@@ -400,6 +401,15 @@ class Agent:
                 for name, entry in self.config.registries.items()
             },
             "peers": [self._peer_status(peer_id) for peer_id in self.exchange.links],
+            "banned": [
+                {
+                    "peer_id": peer_id,
+                    "host": record.host,
+                    "reason": record.reason,
+                    "for_s": round(record.until - now, 1),
+                }
+                for peer_id, record in self.machine.book.reputation.banned(now).items()
+            ],
             "scheduler": {
                 "configured": [str(address) for address in self.config.scheduler],
                 "connected": tracker is not None and tracker.connected_to is not None,

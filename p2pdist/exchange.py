@@ -15,6 +15,7 @@ import structlog
 import trio
 
 from p2pdist.core import events as ev
+from p2pdist.core.addresses import telling
 from p2pdist.core.pull import TICK_S
 from p2pdist.core.racks import place_of
 from p2pdist.core.wire import Ask, Checksums, Have, Hello, Neighbours, Refuse, Resolved, Share, Take
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from p2pdist.core.pull import PullMachine
+    from p2pdist.core.reputation import Offence
     from p2pdist.core.types import Checksum, Digest, PeerId
     from p2pdist.core.wire import Message, PeerAddress
     from p2pdist.net.peer_link import PeerLink
@@ -147,7 +149,13 @@ class Exchange:
             case ev.LookUp():
                 self.content.look_up(command.blob)
             case ev.DropPeer():
-                log.warning("peer dropped", peer=command.peer, why=command.reason, banned_s=command.ban_s)
+                log.warning(
+                    "peer dropped",
+                    peer=command.peer,
+                    offence=command.offence,
+                    why=command.reason,
+                    banned_s=round(command.ban_s),
+                )
                 if (link := self.links.pop(command.peer, None)) is not None:
                     link.close(command.reason)
             case ev.Fail():
@@ -252,7 +260,12 @@ class Exchange:
 
     def add_link(self, link: PeerLink) -> None:
         self.links[link.peer_id] = link
-        self.feed(ev.PeerConnected(peer=link.peer_id, rack=place_of(link.hello.site, link.hello.rack)))
+        rack = place_of(link.hello.site, link.hello.rack)
+        self.feed(ev.PeerConnected(peer=link.peer_id, rack=rack, host=telling(link.host)))
+
+    def offended(self, peer: PeerId, offence: Offence, why: str) -> None:
+        """Count what a peer's link found it doing."""
+        self.feed(ev.PeerOffended(peer=peer, offence=offence, why=why))
 
     def remove_link(self, link: PeerLink) -> None:
         """Forget a link that ended; of no effect where another has taken its place."""

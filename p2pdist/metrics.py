@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from p2pdist.core.reputation import Offence
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -56,6 +58,7 @@ class AgentCollector(Collector):
         yield CounterMetricFamily(
             "p2pdist_access_refused", "Requests that rules or origins refused.", agent.gate.refused
         )
+        yield from self._ban_metrics()
         yield GaugeMetricFamily("p2pdist_peers", "Connected peers.", len(agent.exchange.links))
         yield GaugeMetricFamily("p2pdist_pulls", "Blobs on their way.", len(agent.puller.arrivals))
         connected = agent.tracker is not None and agent.tracker.connected_to is not None
@@ -67,6 +70,16 @@ class AgentCollector(Collector):
         failed = int(reloads.failed is not None)
         yield GaugeMetricFamily("p2pdist_config_reload_failed", "1 while the file last read is unusable.", failed)
         yield from self._origin_metrics()
+
+    def _ban_metrics(self) -> Iterator[Metric]:
+        machine = self._agent.machine
+        reputation = machine.book.reputation
+        bans = CounterMetricFamily("p2pdist_peer_bans", "Peers sent away, by what they did.", labels=["reason"])
+        for offence in Offence:
+            bans.add_metric([offence], reputation.bans[offence])
+        yield bans
+        banned = len(reputation.banned(machine.state.now))
+        yield GaugeMetricFamily("p2pdist_peers_banned", "Peers not talked to at the moment.", banned)
 
     def _origin_metrics(self) -> Iterator[Metric]:
         families: dict[str, CounterMetricFamily] = {}

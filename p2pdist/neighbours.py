@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from p2pdist.core.addresses import telling
+from p2pdist.core.reputation import Offence
 from p2pdist.core.wire import Decoder, Hello, PeerAddress
 from p2pdist.errors import P2PDistError, PeerUnavailable, RemoteProtocolError
 from p2pdist.net.peer_link import PeerLink, connect, detach, greet
@@ -182,6 +184,7 @@ class Neighbourhood:
         except RemoteProtocolError as error:
             why = str(error)
             log.warning("peer broke the protocol", peer=link.peer_id, address=link.address, why=why)
+            self.exchange.offended(link.peer_id, Offence.PROTOCOL, why)
         except P2PDistError as error:
             why = str(error)
         finally:
@@ -196,7 +199,7 @@ class Neighbourhood:
         if expected is not None and peer != expected:
             self.known.pop(expected, None)
             raise PeerUnavailable(f"another agent listens there than the one expected ({expected})")
-        if self.exchange.machine.book.is_banned(peer, now):
+        if self.exchange.machine.book.is_banned(peer, now, telling(link.host)):
             raise PeerUnavailable("the peer is banned for now")
         old = self.exchange.links.get(peer)
         if old is not None:

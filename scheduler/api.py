@@ -38,6 +38,8 @@ class _SchedulerCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         state = self._server.state
         yield GaugeMetricFamily("p2pdist_scheduler_agents", "Connected agents.", len(state.members))
+        out = len(state.reports.out)
+        yield GaugeMetricFamily("p2pdist_scheduler_agents_shut_out", "Agents that a quorum of others has banned.", out)
         yield GaugeMetricFamily("p2pdist_scheduler_swarms", "Blobs that some agent wants.", len(state.swarms))
         leases = sum(len(swarm.leases) for swarm in state.swarms.values())
         yield GaugeMetricFamily("p2pdist_scheduler_leases", "Chunks leased at the moment.", leases)
@@ -94,6 +96,7 @@ def _status(server: SchedulerServer) -> dict[str, object]:
         "uptime_s": round(time.time() - server.started, 1),
         "agents": len(state.members),
         "agent_list": agents,
+        "shut_out": sorted(state.reports.out),
         "swarms": swarms,
         "leases_granted": state.leases_granted,
         "leases_lapsed": state.leases_lapsed,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scheduler knows and decides: members, swarms, leases, checksums; tags are in tags.py. Pure.
+"""What the scheduler knows and decides: members, swarms, leases, checksums; tags.py and reports.py have the rest. Pure.
 
 Every call takes `now` (monotonic seconds) and returns the messages to send. The work per image is
 O(agents + chunks): the scheduler hands out neighbours and leases and hears of joins and of leased
@@ -13,15 +13,16 @@ registry's line.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from p2pdist.core.addresses import telling
 from p2pdist.core.chunkmap import ChunkMap, from_bytes, lowest, members
 from p2pdist.core.ladder import MISSING_AT_ONCE
 from p2pdist.core.lease import DOUBTERS, FIRST_AHEAD, NEVER
 from p2pdist.core.runs import MAX_RUN_BYTES, run_from
 from p2pdist.core.verify import CHECKSUM_BYTES
 from p2pdist.core.wire import (
+    Banned,
     Checksums,
     Done,
     Failed,
@@ -43,7 +44,9 @@ from p2pdist.core.wire import (
 from p2pdist.errors import RemoteProtocolError
 from scheduler.checksums import Archive
 from scheduler.handout import Crowd, neighbours
-from scheduler.pace import MEMBER_LEASES, Begun, Pace
+from scheduler.ledger import Member, Registry, Run, Swarm
+from scheduler.pace import MEMBER_LEASES
+from scheduler.reports import Reports
 from scheduler.tags import Tags
 
 if TYPE_CHECKING:
@@ -89,94 +92,6 @@ _NOBODY = Crowd()
 Outbox = list[tuple["PeerId", Message]]
 
 
-@dataclass(slots=True)
-class Member:
-    """A connected agent."""
-
-    address: PeerAddress
-    swarms: dict[Digest, None] = field(default_factory=dict)
-    stored: dict[Digest, None] = field(default_factory=dict)
-    neighbours: dict[PeerId, None] = field(default_factory=dict)
-    """Whom it was told to dial, and who was told to dial it."""
-    leases: int = 0
-    """Runs of chunks that it fetches now."""
-    leased_ever: int = 0
-    """Chunks."""
-    run_bytes: int = 0
-    """What it would fetch in one request, as it said last."""
-
-
-@dataclass(slots=True)
-class Swarm:
-    """The agents that want or hold one blob."""
-
-    blob: Digest
-    registry: str
-    order: int
-    chunks: ChunkMap | None
-    members: Crowd = field(default_factory=Crowd)
-    """Those that want it."""
-    done: dict[int, Checksum] = field(default_factory=dict)
-    done_by: dict[int, PeerId] = field(default_factory=dict)
-    done_bits: int = 0
-    leases: dict[int, tuple[PeerId, float]] = field(default_factory=dict)
-    leased_bits: int = 0
-    refused: dict[PeerId, float] = field(default_factory=dict)
-    """Members that gave a lease back or let it lapse, and until when none is given to them."""
-    missing: dict[int, float] = field(default_factory=dict)
-    """Chunks that are said to be somewhere, but were reported missing: when first."""
-    fresh: list[int] = field(default_factory=list)
-
-    @property
-    def full(self) -> int:
-        return 1 if self.chunks is None else self.chunks.full
-
-    @property
-    def size_bytes(self) -> int:
-        return -1 if self.chunks is None else self.chunks.size_bytes
-
-    @property
-    def pending(self) -> int:
-        return self.full & ~(self.done_bits | self.leased_bits)
-
-
-@dataclass(slots=True)
-class Run:
-    """Adjacent chunks leased to one member, who fetches them in one request."""
-
-    begun: Begun
-    left: int
-    """Chunks of which the lease has not ended."""
-    done_bytes: int = 0
-
-
-@dataclass(slots=True)
-class Registry:
-    """The leases that are out for one origin, and the swarms in line for the next, in the order of the joins."""
-
-    leases: dict[tuple[Digest, int], tuple[Swarm, Run]] = field(default_factory=dict)
-    runs: int = 0
-    """Those that have chunks left."""
-    pace: Pace = field(default_factory=Pace)
-    first: dict[Digest, Swarm] = field(default_factory=dict)
-    """Swarms whose first chunk is to be leased; they leave the line when they come up and have nothing to lease."""
-    rest: dict[Digest, Swarm] = field(default_factory=dict)
-    paused_until: float = 0.0
-
-    def line_up(self, swarm: Swarm) -> None:
-        """Put a swarm in line that may have something to lease."""
-        for line in (self.first, self.rest) if swarm.pending & 1 else (self.rest,):
-            behind = next(reversed(line.values())).order if line else -1
-            if line.setdefault(swarm.blob, swarm).order < behind:
-                ordered = sorted(line.items(), key=lambda entry: entry[1].order)
-                line.clear()
-                line.update(ordered)
-
-    @property
-    def idle(self) -> bool:
-        return not (self.leases or self.first or self.rest)
-
-
 class SchedulerState:
     """Everything one scheduler knows."""
 
@@ -197,6 +112,9 @@ class SchedulerState:
         self._push_from = float("-inf")
         self._tags = Tags(tag_ttl_s)
         self._archive = Archive()
+        self.reports = Reports()
+        self.shut_out: list[PeerId] = []
+        """Agents shut out since the server last looked."""
 
     def tune(self, *, degree: int, tag_ttl_s: float) -> None:
         """Take other values for what is handed out and remembered from now on."""
@@ -254,6 +172,10 @@ class SchedulerState:
                     del member.stored[message.blob]
                     self._unstore(peer, message.blob)
                 return self._hand_out(now)
+            case Banned():
+                return self._on_banned(peer, member, message, now)
+            case Resolve() if peer in self.reports.out:
+                return [(peer, Resolved(message.number, "", "", 0))]
             case Resolve():
                 return self._tags.resolve(peer, message, now)
             case Resolved():
@@ -276,7 +198,20 @@ class SchedulerState:
         for swarm in list(self._fresh.values()):
             if now >= self._push_from:
                 out += self._push(swarm, now)
+        self.reports.expire(now)
         return out + self._tags.tick(now) + self._hand_out(now)
+
+    def _on_banned(self, peer: PeerId, member: Member, message: Banned, now: float) -> Outbox:
+        """Count a report; whom a quorum has banned gives its leases back."""
+        place = telling(member.address.host) or peer
+        suspect = message.peer
+        if suspect not in self.members or not self.reports.note(peer, place, suspect, now, len(self.members)):
+            return []
+        self.shut_out.append(suspect)
+        for registry in self._registries.values():
+            for (_, index), (swarm, _) in list(registry.leases.items()):
+                self._end_lease(swarm, index, suspect)
+        return self._hand_out(now)
 
     # --------------------------------------------------------------- swarms
 
@@ -316,7 +251,8 @@ class SchedulerState:
         holders, wanting = self._holders.get(swarm.blob, _NOBODY), swarm.members
         from_holders = min(len(holders), max(most // 2, most - len(wanting)))
         drawn = [*wanting.sample(most - from_holders, self._rng), *holders.sample(from_holders, self._rng)]
-        return [other for other in dict.fromkeys(drawn) if other != peer and self.members[other].address.port]
+        shut_out = {peer, *self.reports.out}
+        return [other for other in dict.fromkeys(drawn) if other not in shut_out and self.members[other].address.port]
 
     def _strangers(self, peer: PeerId, member: Member, swarm: Swarm, wanted: int) -> list[PeerId]:
         """Return up to `wanted` peers of a swarm that are no neighbours yet, those with few neighbours first."""
@@ -330,7 +266,8 @@ class SchedulerState:
         return neighbours(peer, others, degrees, places, wanted, self._rng)
 
     def _name(self, peer: PeerId, swarm: Swarm, others: Iterable[PeerId]) -> Outbox:
-        addresses = [self.members[other].address for other in others if self.members[other].address.port]
+        fit = (other for other in others if other not in self.reports.out)
+        addresses = [self.members[other].address for other in fit if self.members[other].address.port]
         return [(peer, Neighbours(swarm.blob, addresses))] if addresses else []
 
     def _new_swarm(self, message: Join) -> Swarm:
@@ -490,7 +427,11 @@ class SchedulerState:
         """Return the member to lease a chunk to: one with less than its share, and of those one with few so far."""
         most = min(MEMBER_LEASES, -(-leases // len(swarm.members)))
         drawn = swarm.members.sample(2 * SAMPLE if len(swarm.members) <= 2 * SAMPLE else SAMPLE, self._rng)
-        free = [peer for peer in drawn if self.members[peer].leases < most and swarm.refused.get(peer, 0.0) <= now]
+        free = [
+            peer
+            for peer in drawn
+            if self.members[peer].leases < most and swarm.refused.get(peer, 0.0) <= now and peer not in self.reports.out
+        ]
         if not free:
             return None
         fewest = min(self.members[peer].leased_ever for peer in free)
@@ -552,14 +493,17 @@ class SchedulerState:
         if swarm is None:
             return []
         stored = [
-            other for other in self._holders.get(message.blob, Crowd()).sample(SAMPLE, self._rng) if other != peer
+            other
+            for other in self._holders.get(message.blob, Crowd()).sample(SAMPLE, self._rng)
+            if other != peer and other not in self.reports.out
         ]
         named: dict[PeerId, None] = {}
         for index in unpack_indices(message.indices, 1 << 32)[:MISSING_AT_ONCE]:
             if index in swarm.leases or not swarm.done_bits >> index & 1:
                 continue
             holder = swarm.done_by.get(index, peer)
-            there = stored if holder == peer or holder not in self.members else [*stored, holder]
+            gone = holder == peer or holder not in self.members or holder in self.reports.out
+            there = stored if gone else [*stored, holder]
             since = swarm.missing.setdefault(index, now)
             if now - since >= 2 * STALE_DONE_S:
                 # An old report, of another agent: it has found the chunk since.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from p2pdist.core import events as ev
 from p2pdist.core import wire
 from p2pdist.core.chunkmap import chunk_set, to_bytes
-from p2pdist.core.peerbook import BAN_S
 from p2pdist.core.pull import PullMachine
+from p2pdist.core.reputation import BAN_S, Offence
 from p2pdist.core.state import PullSettings
 from p2pdist.core.wire import Grant
 from tests.strategies import CHUNK, checksum, digest, peer
@@ -184,8 +184,13 @@ class Script:
         return self
 
 
-def drop(number: int, reason: str) -> ev.DropPeer:
-    return ev.DropPeer(peer=peer(number), reason=reason, ban_s=BAN_S)
+def drop(number: int, reason: str, offence: Offence = Offence.CORRUPT) -> ev.DropPeer:
+    return ev.DropPeer(peer=peer(number), offence=offence, reason=reason, ban_s=BAN_S)
+
+
+def banned(number: int, offence: Offence = Offence.CORRUPT) -> ev.Tell:
+    """What the scheduler hears of a ban."""
+    return tell(wire.Banned(peer(number), offence, int(BAN_S * 1000)))
 
 
 def scheduled(*peers: int) -> Script:

@@ -109,10 +109,11 @@ async def test_the_status_holds_all_that_it_promises(tmp_path: Path, registry: F
         status = (await get(agent.admin_at, "/status")).json
         assert set(status) == {
             *("version", "peer_id", "uptime_s", "cluster", "site", "rack", "mirror", "mdns", "peers", "scheduler"),
-            *("store", "pulls", "bytes", "images_pulled", "access", "control_bytes"),
+            *("banned", "store", "pulls", "bytes", "images_pulled", "access", "control_bytes"),
             *("data_dir", "data_dir_writable", "registries"),
         }
         assert status["scheduler"] == {"configured": ["127.0.0.1:1"], "connected": False, "address": None}
+        assert status["banned"] == []
         (peer,) = status["peers"]
         assert peer["peer_id"] == other.peer_id
         assert peer["source"] == "inbound"

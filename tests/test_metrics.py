@@ -63,6 +63,8 @@ async def test_what_a_pull_did_is_shown_in_every_family(tmp_path: Path, nursery:
             "p2pdist_swarm_from_peers_bytes_total": 0,
             "p2pdist_images_pulled_total": 1,
             "p2pdist_peers": 0,
+            "p2pdist_peer_bans_total reason=corrupt": 0,
+            "p2pdist_peers_banned": 0,
             "p2pdist_pulls": 0,
             "p2pdist_scheduler_connected": 0,
             "p2pdist_store_blobs": 3,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from p2pdist.core.reputation import BAN_S, Offence
 from p2pdist.core.types import PeerId
 from p2pdist.core.wire import VERSION, Decoder, Grant, Hello, PeerAddress, encode, span_header
 from p2pdist.neighbours import FIRST_PAUSE_S, LAST_PAUSE_S, MAX_GREETING, SCHEDULER_TRIES, YOUNG_S
@@ -195,13 +196,27 @@ async def test_another_agent_than_the_expected_one_is_refused_and_forgotten(
 async def test_a_banned_peer_is_neither_let_in_nor_dialled(make: Callable[..., Node], quick_clock: MockClock) -> None:
     node, other = make(1), make(2)
     async with running(node, other):
-        node.machine.book.ban(other.peer_id, trio.current_time() + 60)
+        node.machine.book.reputation.offended(other.peer_id, Offence.CORRUPT, trio.current_time())
         other.meet(node)
         node.meet(other)
-        await trio.sleep(50)
+        await trio.sleep(BAN_S - 5)
         assert not node.peers
         await trio.sleep(100)
         assert node.peers == {2}
+
+
+async def test_a_peer_that_breaks_the_protocol_is_banned_and_comes_back_later(
+    make: Callable[..., Node], quick_clock: MockClock
+) -> None:
+    node, other = make(1), make(2)
+    async with running(node, other):
+        other.meet(node)
+        await eventually(lambda: bool(node.peers))
+        other.exchange.links[node.peer_id].send(hello_of(2))
+        await eventually(lambda: node.machine.book.is_banned(other.peer_id, trio.current_time()))
+        assert node.machine.book.reputation.bans == {Offence.PROTOCOL: 1}
+        await eventually(lambda: node.peers == {2})
+        assert not node.machine.book.is_banned(other.peer_id, trio.current_time())
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ def show(document: dict[str, Any], console: Console) -> None:
     console.print(facts)
     if peers := document.get("peers"):
         console.print(_peer_table(peers))
+    if banned := document.get("banned"):
+        console.print(_banned_table(banned))
     if pulls := document.get("pulls"):
         console.print(_pull_table(pulls))
 
@@ -131,6 +133,18 @@ def _peer_table(peers: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - a rich Ta
         table.add_row(*map(escape, cells), human_bytes(peer.get("down_bytes", 0)), human_bytes(peer.get("up_bytes", 0)))
     if len(peers) > _PEERS_SHOWN:
         table.caption = f"{len(peers) - _PEERS_SHOWN} more: --json shows all"
+    return table
+
+
+def _banned_table(banned: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - a rich Table, which is imported late
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("peer", "address", "did", title=f"banned peers: {len(banned)}", title_justify="left")
+    table.add_column("for", justify="right")
+    for peer in banned[:_PEERS_SHOWN]:
+        cells = (str(peer.get("peer_id", ""))[:12], str(peer.get("host", "")), str(peer.get("reason", "")))
+        table.add_row(*map(escape, cells), _duration(peer.get("for_s", 0)))
     return table
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which addresses are on the public internet: the guard against requests forged toward the inside."""
+"""Which addresses are on the public internet (the guard against requests forged toward the inside), and which tell
+peers apart."""
 
 from __future__ import annotations
 
@@ -17,6 +18,17 @@ def is_ip_literal(host: str) -> bool:
         # What the resolver takes for IPv4 although it is not dotted quad: 127.1, 0x7f000001, 2130706433.
         return all(part[:1].isdigit() for part in host.split("."))
     return True
+
+
+def telling(host: str) -> str:
+    """Return an address where it tells one machine from another, empty where it does not: loopback, or a name."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return "" if address.is_loopback or address.is_unspecified else str(address)
 
 
 def is_public_address(text: str) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from p2pdist.core.reputation import Offence
     from p2pdist.core.types import Checksum, Digest, PeerId
     from p2pdist.core.wire import Message
 
@@ -126,11 +127,22 @@ class PeerConnected:
     peer: PeerId
     rack: str = ""
     """Where it stands (core/racks.py), empty where it does not say."""
+    host: str = ""
+    """The address that it is reached at, empty where that tells peers apart from nobody (loopback)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerLost:
     peer: PeerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerOffended:
+    """Its link found the peer doing what no honest one does."""
+
+    peer: PeerId
+    offence: Offence
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +192,7 @@ Event = (
     | BlobEvicted
     | PeerConnected
     | PeerLost
+    | PeerOffended
     | PeerSaid
     | ChunkSent
     | SchedulerConnected
@@ -270,6 +283,7 @@ class DropPeer:
     """End the connection, and have nothing to do with the peer for `ban_s`."""
 
     peer: PeerId
+    offence: Offence
     reason: str
     ban_s: float
 

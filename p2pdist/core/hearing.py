@@ -14,6 +14,7 @@ from p2pdist.core.events import ForgetChunks, LookUp
 from p2pdist.core.lease import holder_of
 from p2pdist.core.peerbook import MAX_SHARED_BLOBS
 from p2pdist.core.progress import MAX_WHOLE_BYTES, read_share
+from p2pdist.core.reputation import Offence
 from p2pdist.core.wire import unpack_checksums, unpack_indices
 from p2pdist.errors import RemoteProtocolError
 
@@ -160,7 +161,7 @@ class Hearing:
         progress.lose(indices)
         progress.vouchers.forget(indices)
         for liar in liars:
-            self._membership.drop(liar, f"{reason} {progress.blob}")
+            self._membership.offended(liar, Offence.CORRUPT, f"{reason} {progress.blob}")
         for peer in self._state.book.peers.values():
             if progress.blob in peer.cursors:
                 self._state.share_with(peer, progress, reply=True)

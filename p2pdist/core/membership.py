@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from p2pdist.core.chunkmap import members, to_bytes
 from p2pdist.core.events import DropPeer
-from p2pdist.core.peerbook import BAN_S, Peer
-from p2pdist.core.wire import Join, Leave, Unshare
+from p2pdist.core.peerbook import Peer
+from p2pdist.core.wire import Banned, Join, Leave, Unshare
 
 if TYPE_CHECKING:
     from p2pdist.core.lease import Leasing
     from p2pdist.core.progress import Progress
+    from p2pdist.core.reputation import Offence
     from p2pdist.core.serve import Giving
     from p2pdist.core.state import SwarmState
     from p2pdist.core.take import Taking
@@ -60,10 +61,10 @@ class Membership:
 
     # ------------------------------------------------------------- the peers
 
-    def connected(self, peer_id: PeerId, rack: str) -> None:
+    def connected(self, peer_id: PeerId, rack: str, host: str) -> None:
         """Take in a peer and ask it for what we want."""
         self.lost(peer_id)
-        peer = self._state.book.add(Peer(peer_id, rack))
+        peer = self._state.book.add(Peer(peer_id, rack, host))
         self._leasing.met()
         for progress in self._state.wanted():
             if progress.shared:
@@ -79,11 +80,16 @@ class Membership:
         self._taking.lost(peer)
         self._giving.grant()
 
-    def drop(self, peer_id: PeerId, reason: str) -> None:
-        """Send a peer away, and have nothing to do with it for a while."""
-        self._state.book.ban(peer_id, self._state.now)
+    def offended(self, peer_id: PeerId, offence: Offence, reason: str) -> None:
+        """Count what a peer did; where that is enough, send it away and tell the scheduler."""
+        state, peer = self._state, self._state.book.peers.get(peer_id)
+        host = peer.host if peer is not None else ""
+        ban_s = state.book.reputation.offended(peer_id, offence, state.now, host)
+        if not ban_s:
+            return
         self.lost(peer_id)
-        self._state.out.append(DropPeer(peer=peer_id, reason=reason, ban_s=BAN_S))
+        self._leasing.tell(Banned(peer_id, offence, int(ban_s * 1000)))
+        state.out.append(DropPeer(peer=peer_id, offence=offence, reason=reason, ban_s=ban_s))
 
     def unhold(self, peer: Peer, blob: Digest) -> None:
         """Forget what a peer has of a blob."""

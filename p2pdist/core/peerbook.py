@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this agent knows of each connected peer: its chunks, its grants both ways, its conduct."""
+"""What this agent knows of each connected peer: its chunks, its grants both ways; core/reputation.py has the past."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from p2pdist.core.reputation import Reputation
+
 if TYPE_CHECKING:
     from p2pdist.core.types import Digest, PeerId
 
 MAX_SHARED_BLOBS = 4096
 """Blobs remembered per peer; more than any node pulls at once, few enough to bound memory."""
-BAN_S = 30.0
-"""After a corrupt chunk: long enough to go on without the peer, short enough to forgive a repaired one."""
 FAILURES_TO_DROP = 4
 """Chunks in a row that came too late before the connection is given up."""
 
@@ -44,6 +44,8 @@ class Peer:
     peer_id: PeerId
     rack: str = ""
     """Its rack's name among all sites; empty: not known."""
+    host: str = ""
+    """The address that it connected from; empty: not known, or that of many."""
     shared: dict[Digest, int] = field(default_factory=dict)
     """The chunks it has, by blob."""
     wants: dict[Digest, float] = field(default_factory=dict)
@@ -84,12 +86,12 @@ class Peer:
 
 @dataclass(slots=True)
 class PeerBook:
-    """All connected peers, and who is banned until when."""
+    """All connected peers, and what is remembered of those that did wrong."""
 
     peers: dict[PeerId, Peer] = field(default_factory=dict)
     racks: dict[str, dict[PeerId, Peer]] = field(default_factory=dict)
     """The peers of each rack that has a name."""
-    banned_until: dict[PeerId, float] = field(default_factory=dict)
+    reputation: Reputation = field(default_factory=Reputation)
 
     def add(self, peer: Peer) -> Peer:
         """Take in a peer, in the place of an earlier connection of its."""
@@ -107,11 +109,6 @@ class PeerBook:
             del self.racks[peer.rack]
         return peer
 
-    def ban(self, peer_id: PeerId, now: float) -> None:
-        """Have nothing to do with a peer for BAN_S; forgets the bans that are over."""
-        self.banned_until = {other: until for other, until in self.banned_until.items() if until > now}
-        self.banned_until[peer_id] = now + BAN_S
-
-    def is_banned(self, peer_id: PeerId, now: float) -> bool:
+    def is_banned(self, peer_id: PeerId, now: float, host: str = "") -> bool:
         """Whether to have nothing to do with the peer yet."""
-        return self.banned_until.get(peer_id, now) > now
+        return self.reputation.is_banned(peer_id, now, host)

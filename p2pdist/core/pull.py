@@ -28,6 +28,7 @@ from p2pdist.core.membership import Membership
 from p2pdist.core.peerbook import FAILURES_TO_DROP
 from p2pdist.core.progress import Progress
 from p2pdist.core.racks import Racks
+from p2pdist.core.reputation import Offence
 from p2pdist.core.serve import Giving
 from p2pdist.core.state import PullSettings, SwarmState
 from p2pdist.core.take import Taking
@@ -117,9 +118,11 @@ class PullMachine:
             case ev.BlobEvicted():
                 self._blob_evicted(event.blob)
             case ev.PeerConnected():
-                self._membership.connected(event.peer, event.rack)
+                self._membership.connected(event.peer, event.rack, event.host)
             case ev.PeerLost():
                 self._membership.lost(event.peer)
+            case ev.PeerOffended():
+                self._membership.offended(event.peer, event.offence, event.why)
             case _:
                 self._scheduler_event(event)
         return self.state.out
@@ -254,7 +257,7 @@ class PullMachine:
             progress.senders[event.index] = source
             return True
         self.counters.corrupt_chunks += 1
-        self._membership.drop(source, f"sent a corrupt chunk {event.index} of {event.blob}")
+        self._membership.offended(source, Offence.CORRUPT, f"sent a corrupt chunk {event.index} of {event.blob}")
         self._taking.call_for(progress, event.index)
         return False
 
@@ -429,7 +432,7 @@ class PullMachine:
             self._giving.expire(peer)
             self._taking.expire(peer)
             if peer.failures >= FAILURES_TO_DROP:
-                self._membership.drop(peer.peer_id, f"let {peer.failures} chunks in a row go late")
+                self._membership.offended(peer.peer_id, Offence.STALLED, f"let {peer.failures} chunks in a row go late")
         if self.state.now - self._flushed_at >= HAVE_INTERVAL_S:
             self._flush_haves()
         self._leasing.renew()

@@ -307,6 +307,16 @@ class Stored(Message):
     blobs: list[Digest]
 
 
+@dataclass(frozen=True, slots=True)
+class Banned(Message):
+    """To the scheduler: the agent has nothing to do with this peer for so long; `reason` is an Offence's text."""
+
+    CODE: ClassVar[int] = 40
+    peer: PeerId
+    reason: str
+    ban_ms: Number
+
+
 _INT_LIMIT = 1 << 53
 _TEXT_LIMIT = 512
 _BLOBS_LIMIT = 1000

@@ -38,6 +38,7 @@ DOCUMENT: dict[str, Any] = {
     "rack": "",
     "mirror": "127.0.0.1:5050",
     "peers": [PEER],
+    "banned": [{"peer_id": "d" * 32, "host": "10.0.0.66", "reason": "corrupt", "for_s": 90.0}],
     "scheduler": {"configured": ["s:5060"], "connected": True, "address": "s:5060"},
     "store": {"blobs": 3, "bytes": 1 << 30, "max_bytes": 2 << 30},
     "pulls": [
@@ -96,6 +97,13 @@ def test_the_table_tells_what_the_agent_told() -> None:
     text = shown(DOCUMENT)
     for part in ("1 d 1 h", "prod/lab", "[fd00::2]:5051", "lab/r1", "mdns", "4.0 KiB", "1.0 GiB of 2.0 GiB", "c" * 12):
         assert part in text
+
+
+def test_the_table_names_who_is_banned_why_and_for_how_long() -> None:
+    text = shown(DOCUMENT)
+    for part in ("banned peers: 1", "d" * 12, "10.0.0.66", "corrupt", "1 min 30 s"):
+        assert part in text
+    assert "banned" not in shown({**DOCUMENT, "banned": []})
 
 
 @pytest.mark.parametrize(

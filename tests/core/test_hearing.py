@@ -17,6 +17,7 @@ from tests.script import (
     ME,
     B,
     Script,
+    banned,
     checksums,
     complete,
     done,
@@ -83,6 +84,7 @@ def test_the_scheduler_takes_back_what_a_liar_sent() -> None:
     assert script.arrives(2, 0, grant=1, word=checksum(1000))[0] == write(0, checksum(1000))
     assert script.ordered(checksums(0)) == [
         ev.ForgetChunks(blob=B, indices=[0]),
+        banned(2),
         drop(2, f"sent corrupt chunks of {B}"),
         send(3, share()),
     ]
@@ -97,7 +99,8 @@ def test_the_origin_corrects_what_a_liar_sent() -> None:
     script.arrives(2, 0, grant=1, word=checksum(1000))
     assert script.ordered(Lease(B, 0, 15000)) == [fetch(0)]
     out = script.arrives(None, 0)
-    assert out[:3] == [ev.ForgetChunks(blob=B, indices=[0]), drop(2, f"sent corrupt chunks of {B}"), write(0)]
+    assert out[:3] == [ev.ForgetChunks(blob=B, indices=[0]), banned(2), drop(2, f"sent corrupt chunks of {B}")]
+    assert out[3] == write(0)
     assert done(0) in out
 
 

@@ -3,24 +3,16 @@
 
 from __future__ import annotations
 
-from p2pdist.core.peerbook import BAN_S, Peer, PeerBook, Upload
+from p2pdist.core.peerbook import Peer, PeerBook, Upload
+from p2pdist.core.reputation import BAN_S, Offence
 from tests.strategies import digest, peer
 
 
-def test_a_ban_ends_by_itself() -> None:
+def test_a_ban_is_the_reputations() -> None:
     book = PeerBook()
-    book.ban(peer(1), 100.0)
-    assert book.is_banned(peer(1), 100.0)
+    book.reputation.offended(peer(1), Offence.CORRUPT, 100.0)
     assert book.is_banned(peer(1), 100.0 + BAN_S - 0.01)
     assert not book.is_banned(peer(1), 100.0 + BAN_S)
-    assert not book.is_banned(peer(2), 100.0)
-
-
-def test_bans_that_are_over_are_forgotten_so_that_strangers_cannot_fill_the_memory() -> None:
-    book = PeerBook()
-    for number in range(1000):
-        book.ban(peer(number), float(number))
-    assert len(book.banned_until) == BAN_S
 
 
 def test_grants_are_numbered_once() -> None:

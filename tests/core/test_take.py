@@ -9,7 +9,7 @@ import pytest
 
 from p2pdist.core import events as ev
 from p2pdist.core.chunkmap import MAX_CHUNK_BYTES
-from p2pdist.core.peerbook import BAN_S
+from p2pdist.core.reputation import BAN_S
 from p2pdist.core.select import WINDOW_FRACTION
 from p2pdist.core.take import CROWD, DEADLINE_S, FETCH_ROOM, HUNGRY_S, LOOK_S, MIN_DEADLINE_S, SPAN
 from p2pdist.core.wire import Cancel, Decline, Grant, Lease, Refuse, Room, Unshare

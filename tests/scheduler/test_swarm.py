@@ -15,6 +15,7 @@ from p2pdist.core.chunkmap import chunk_set, to_bytes
 from p2pdist.core.lease import DOUBTERS, NEVER
 from p2pdist.core.wire import (
     Ask,
+    Banned,
     Checksums,
     Done,
     Failed,
@@ -755,3 +756,54 @@ def check(state: SchedulerState) -> None:
     for number, member in state.members.items():
         assert all(number in state.swarms[blob].members for blob in member.swarms)
         assert all(number in state._holders[blob] for blob in member.stored)
+
+
+# ------------------------------------------------------------------ shutting out
+
+
+def shut_out(script: Script, suspect: int, by: Iterable[int]) -> list[tuple[int, Message]]:
+    """Let these report an agent; return what follows."""
+    return [entry for number in by for entry in script.says(number, Banned(peer(suspect), "corrupt", 30_000))]
+
+
+def test_whom_a_quorum_has_banned_is_handed_to_nobody_and_leased_nothing() -> None:
+    script = Script(*range(1, 8))
+    script.says(1, joining())
+    shut_out(script, 1, (2, 3, 4))
+    assert script.state.reports.out == {peer(1)}
+    assert script.state.shut_out == [peer(1)]
+    for number in range(2, 7):
+        assert not any(1 in peers for peers in named(script.says(number, joining())).values())
+    for at in range(1, 40):
+        assert all(to != 1 for to, _ in leases(script.tick(float(at))))
+    assert script.says(1, Resolve(1, "r", "name", "tag")) == [(1, Resolved(1, "", "", 0))]
+
+
+def test_the_leases_of_a_shut_out_agent_go_to_others() -> None:
+    script = Script(1, 2, 3, 4)
+    had = leases(script.says(1, joining()))
+    assert had
+    script.says(2, joining())
+    assert leases(shut_out(script, 1, (2, 3, 4)))[: len(had)] == [(2, index) for _, index in had][:3]
+    assert not any(holder == peer(1) for holder, _ in script.state.swarms[B].leases.values())
+
+
+def test_a_single_agent_cannot_have_others_shut_out_nor_those_that_are_not_there() -> None:
+    script = Script(*range(1, 8))
+    for _ in range(5):
+        for suspect in range(1, 8):
+            shut_out(script, suspect, (1, 2))
+    assert not script.state.reports.out
+    shut_out(script, 99, range(1, 8))
+    assert not script.state.reports.out
+
+
+def test_who_misses_a_chunk_is_not_sent_to_a_shut_out_holder() -> None:
+    script = Script(*range(1, 8))
+    script.says(1, joining(chunks=1))
+    script.says(1, done(0, chunks=1), Stored([B]))
+    shut_out(script, 1, (2, 3, 4))
+    script.says(5, joining(chunks=1))
+    out = script.says(5, Missing(B, pack_indices([0])))
+    assert named(out) == {}
+    assert leases(out) == [(5, 0)]
