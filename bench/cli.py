@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from bench.faults.plan import NAMES as SCENARIOS
 from bench.node_figures import PARTS
 from bench.systems import SYSTEMS
 from bench.workloads import NAMES
@@ -118,6 +119,67 @@ def rollout(
         loopback_reason=reason,
     )
     sys.exit(0 if _run(partial(rollouts, plan, _console())) else 1)
+
+
+@bench.command()
+@click.option(
+    "--scenario", "names", type=click.Choice(SCENARIOS), multiple=True, help="May be repeated.  [default: all]"
+)
+@click.option("--chaos", is_flag=True, help="In the place of scenarios: what a seed says breaks, and who lies.")
+@click.option("--soak", type=click.IntRange(4, 10_000), help="In their place: so many rollouts in a row.")
+@click.option("--nodes", type=_NODES, help="Nodes; of W5 those that lie too.  [default: 12; W5 20; --soak 6]")
+@click.option("--link-mbit", type=_MBIT, help="Each link, Mbit/s both ways.  [default: 50; W5 25; --soak 1000]")
+@click.option("--image-mib", type=_MIB, help="Size of the image, MiB.  [default: 128; W5 64; --chaos 16; --soak 2.5]")
+@click.option("--runs", "--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Of each scenario.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the first run; then one more for each.")
+@click.option("--json", "json_file", type=_FILE, help="Write one JSON object per run and line.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write an HTML report: a directory, or FILE.html.")
+@click.option("--keep-logs", type=_DIRECTORY, help="Copy the logs of all processes there.")
+def faults(
+    names: tuple[str, ...],
+    chaos: bool,
+    soak: int | None,
+    runs: int,
+    seed: int,
+    json_file: Path | None,
+    report: Path | None,
+    keep_logs: Path | None,
+    **sizes: Any,  # noqa: ANN401  # the fields of Workload, of their types
+) -> None:
+    """Roll an image out while things break and peers lie; exit code 1 where that is not as promised.
+
+    Scenarios are named rollouts, each held against an undisturbed one of the same seed. See bench/README.md.
+    """
+    from bench.faults import chaos as chaotic
+    from bench.faults import scenarios
+    from bench.faults import soak as soaking
+    from bench.faults.plan import named
+    from bench.lab import netns
+    from bench.lab.errors import LabError
+
+    if bool(names) + chaos + (soak is not None) > 1:
+        raise click.UsageError("--scenario, --chaos and --soak exclude each other")
+    if reason := netns.why_not(announce=click.echo):
+        raise LabError(f"faults need network namespaces: {reason}")
+    changes = {name: value for name, value in sizes.items() if value is not None}
+    main: Callable[[], Awaitable[bool]]
+    if chaos:
+        plan = chaotic.Plan(runs=runs, seed=seed, json_file=json_file, keep_logs=keep_logs, **changes)
+        main = partial(chaotic.run_chaos, plan, _console())
+    elif soak is not None:
+        if "image_mib" in changes:
+            changes["image_kib"] = changes.pop("image_mib") << 10
+        main = partial(
+            soaking.run_soak, soaking.Plan(rollouts=soak, seed=seed, json_file=json_file, **changes), _console()
+        )
+    else:
+        chosen = {scenario.name: scenario for name in names or SCENARIOS for scenario in named(name)}
+        files = {"json_file": json_file, "report": report, "keep_logs": keep_logs}
+        resized = [replace(each, workload=replace(each.workload, **changes)) for each in chosen.values()]
+        main = partial(
+            scenarios.run_scenarios, scenarios.Plan(scenarios=resized, runs=runs, seed=seed, **files), _console()
+        )
+    sys.exit(0 if _run(main) else 1)
 
 
 @bench.command()

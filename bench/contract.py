@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--json` promises of every benchmark, and figures held against their targets. Pure."""
+"""What `--json` promises of every benchmark, and figures held against their targets."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 KEYS = (
     "system",
@@ -40,6 +42,18 @@ KEYS = (
 def record(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Return figures with every key of the contract."""
     return {**dict.fromkeys(KEYS), **figures}
+
+
+def begin_file(file: Path) -> None:
+    """Make an empty file for a benchmark's objects."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("")
+
+
+def add_line(file: Path, figures: Mapping[str, Any]) -> None:
+    """Write an object in a line of its own."""
+    with file.open("a") as lines:
+        lines.write(json.dumps(figures) + "\n")
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,14 +41,23 @@ if TYPE_CHECKING:
     from bench.lab.workspace import Workspace
     from bench.systems import Member, Running
 
-__all__ = ["REPOSITORY", "Outcome", "Rollout", "Shape", "Stage", "open_stage", "run_rollout", "watch_nothing"]
+__all__ = [
+    "REPOSITORY",
+    "Outcome",
+    "Rollout",
+    "Shape",
+    "Stage",
+    "open_stage",
+    "run_rollout",
+    "together",
+    "watch_nothing",
+]
 
 _REGISTRY, _SCHEDULER, _PROXY = "registry", "scheduler", "proxy"
 _DEADLINE_SPARE_S = 30.0
 _DEADLINE_BOUNDS = 6.0
 """A pull through a swarm that takes six times the bound, and half a minute, has failed."""
 
-_KILL_POLL_S = 0.05
 _LOG_SETTLE_S = 0.3
 """Until the registry has written the log lines of its last responses."""
 
@@ -69,18 +78,32 @@ class Shape:
         origin_per_connection_mbit: what the registry limits each connection to; None for no limit.
         racks: nodes are spread over so many in turn; 0 for one switch. Everything else is on the core switch.
         rack_uplink_mbit: what all nodes of a rack share; None for unshaped.
+        uplinks_mbit: what single nodes send at, by name, in the place of `link_mbit`.
+        guests: further hosts with a node's link, on which no system is started.
     """
 
     nodes: int
     link_mbit: float
     origin_mbit: float
     image_bytes: int
+    uplinks_mbit: Mapping[str, float] = field(default_factory=dict)
+    guests: tuple[str, ...] = ()
     origin_per_connection_mbit: float | None = None
     racks: int = 0
     rack_uplink_mbit: float | None = None
 
     def node_names(self) -> list[str]:
         return [f"node{number}" for number in range(1, self.nodes + 1)]
+
+    @property
+    def sending_mbit(self) -> float:
+        """What the registry and all nodes can send together."""
+        return self.origin_mbit + sum(self.uplinks_mbit.get(name, self.link_mbit) for name in self.node_names())
+
+    def links(self) -> dict[str, Link]:
+        """Return the link of each host but the registry's."""
+        names = [_SCHEDULER, _PROXY, *self.node_names(), *self.guests]
+        return {name: Link(self.uplinks_mbit.get(name, self.link_mbit), self.link_mbit) for name in names}
 
     def rack_plan(self) -> dict[str, Rack]:
         """Return the racks with their nodes, neighbours by number together."""
@@ -103,6 +126,11 @@ class Stage:
     node together, if that is less."""
     link_goodput_bytes_per_s: float
     """Of one bulk flow to a node from another one."""
+
+    @property
+    def sending_bytes_per_s(self) -> float:
+        """The payload that the registry and all nodes can send together."""
+        return self.shape.sending_mbit * self.link_goodput_bytes_per_s / self.shape.link_mbit
 
     @property
     def nodes(self) -> list[Host]:
@@ -164,6 +192,17 @@ async def watch_nothing(_: Rollout) -> None:
     """The watcher of those who need none."""
 
 
+def together(*watchers: Callable[[Rollout], Awaitable[None]]) -> Callable[[Rollout], Awaitable[None]]:
+    """Return what runs all these watchers."""
+
+    async def watch(rollout: Rollout) -> None:
+        async with trio.open_nursery() as nursery:
+            for watcher in watchers:
+                nursery.start_soon(watcher, rollout)
+
+    return watch
+
+
 @asynccontextmanager
 async def open_stage(shape: Shape, *, shaped: bool) -> AsyncIterator[Stage]:
     """Build hosts and registry, measure one link; all of it is gone at the end.
@@ -176,9 +215,7 @@ async def open_stage(shape: Shape, *, shaped: bool) -> AsyncIterator[Stage]:
     """
     if shape.racks and not shaped:
         raise LabError("racks need network namespaces, for their uplinks; run as root")
-    node = Link(shape.link_mbit, shape.link_mbit)
-    links = {_REGISTRY: Link(shape.origin_mbit, shape.origin_mbit), _SCHEDULER: node, _PROXY: node}
-    links |= dict.fromkeys(shape.node_names(), node)
+    links = {_REGISTRY: Link(shape.origin_mbit, shape.origin_mbit), **shape.links()}
     async with AsyncExitStack() as stack:
         space = stack.enter_context(workspace(shape.image_bytes * (shape.nodes + _COPIES)))
         program = await trio.to_thread.run_sync(find_docker_registry, space)
@@ -213,7 +250,7 @@ async def run_rollout(
     arrivals: Arrivals | None = None,
     seed: int = 0,
     before: Image | None = None,
-    kill_scheduler_at: float | None = None,
+    prepare: Callable[[ProcessGroup, Running], Awaitable[Running]] | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Start a system, pull the image on all nodes and measure.
@@ -223,7 +260,7 @@ async def run_rollout(
         watch: runs beside the pulls and is cancelled after the last.
         arrivals: when nodes start; all at once by default.
         before: an image that all nodes pull first, unmeasured; they do not ask again for layers that both share.
-        kill_scheduler_at: kill the scheduler when this part of all bytes has arrived.
+        prepare: called once the system runs; may start more, which ends with it, and change how nodes pull.
         notes: goes into the result's `run`.
 
     Raises:
@@ -233,6 +270,8 @@ async def run_rollout(
     try:
         with ProcessGroup(stage.space.directory(f"logs/{label}")) as group:
             running = await start_system(system, group, stage.site, data)
+            if prepare:
+                running = await prepare(group, running)
             if before:
                 await _pull_before(stage, running, before)
             await running.origin.offer(image)
@@ -241,7 +280,7 @@ async def run_rollout(
             held = {layer.digest for layer in before.layers} if before else set()
             rollout = Rollout(running, image, [Pull(node.name) for node in stage.nodes], held)
             setting = _setting(stage, rollout, arrivals, batches)
-            return await _measure(stage, rollout, setting, batches, watch, kill_scheduler_at, dict(notes or {}))
+            return await _measure(stage, rollout, setting, batches, watch, dict(notes or {}))
     finally:
         shutil.rmtree(data, ignore_errors=True)
 
@@ -252,8 +291,9 @@ def _setting(stage: Stage, rollout: Rollout, arrivals: Arrivals, batches: Sequen
         link_mbit=stage.shape.link_mbit,
         goodput_bytes_per_s=stage.goodput_bytes_per_s,
         link_goodput_bytes_per_s=stage.link_goodput_bytes_per_s,
+        swarm_s=rollout.pull_bytes * stage.shape.nodes / stage.sending_bytes_per_s,
     )
-    return replace(setting, bound_s=arrivals.bound_s(batches, setting.origin_s, setting.link_s))
+    return replace(setting, bound_s=arrivals.bound_s(batches, max(setting.origin_s, setting.swarm_s), setting.link_s))
 
 
 async def _pull_before(stage: Stage, running: Running, image: Image) -> None:
@@ -271,7 +311,6 @@ async def _measure(
     setting: Setting,
     batches: Sequence[Sequence[Start]],
     watch: Callable[[Rollout], Awaitable[None]],
-    kill_scheduler_at: float | None,
     notes: dict[str, Any],
 ) -> Outcome:
     running = rollout.running
@@ -282,8 +321,6 @@ async def _measure(
     async with trio.open_nursery() as beside:
         beside.start_soon(sample, rollout.series, rollout.pulls, lambda: stage.origin_wire_bytes() or 0, began_s)
         beside.start_soon(watch, rollout)
-        if running.scheduler and kill_scheduler_at is not None:
-            beside.start_soon(_kill_scheduler, rollout, kill_scheduler_at)
         await _pull_everywhere(stage, rollout, batches)
         beside.cancel_scope.cancel()
     machine_s = (trio.current_time() - began_s) * (os.cpu_count() or 1)
@@ -334,13 +371,6 @@ async def _pull_everywhere(stage: Stage, rollout: Rollout, batches: Sequence[Seq
         async with trio.open_nursery() as nursery:
             for start in batch:
                 nursery.start_soon(pull_one, start, began_s)
-
-
-async def _kill_scheduler(rollout: Rollout, at_ratio: float) -> None:
-    while rollout.done_ratio < at_ratio:  # noqa: ASYNC110 - a counter; nobody signals
-        await trio.sleep(_KILL_POLL_S)
-    if rollout.running.scheduler:
-        rollout.running.scheduler.kill()
 
 
 def _record(pull: Pull, began_s: float, late: bool) -> NodeRecord:

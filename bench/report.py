@@ -18,13 +18,16 @@ from bench.tables import by_system, columns, number, spread
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from bench.contract import Target
     from bench.crowd import Outcome
     from bench.results import Result
     from bench.workloads import Workload
 
-_COLOURS = {"p2pdist-mdns": "mdns", "bittorrent-plain": "plain"}
+_COLOURS = {"p2pdist-mdns": "mdns", "bittorrent-plain": "plain", "undisturbed": "direct"}
 """Of systems whose name is not the name of their colour."""
 
+_TARGET_HEAD = "<th>wanted</th><th>seen</th><th>limit</th><th></th>"
+_MET, _MISSED = "<td>met</td>", '<td class="warn">MISSED</td>'
 _PANEL = Frame(width=470, height=250)
 _WIDE = Frame(width=1100, height=300, right=150)
 _HEAD_ROOM = 1.04
@@ -42,11 +45,12 @@ out of medians. Times to the first byte (TTFB) are of each blob, as the containe
 
 @dataclass(frozen=True, slots=True)
 class Chapter:
-    """One workload: what was measured, in lines, and all its runs."""
+    """One workload: what was measured, in lines, all its runs, and what was wanted of them."""
 
     workload: Workload
     description: str
     outcomes: Sequence[Outcome]
+    targets: Sequence[Target] = ()
 
     @property
     def results(self) -> list[Result]:
@@ -55,11 +59,19 @@ class Chapter:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is told; `machine` and `when` in a line each."""
+    """What is told; `machine` and `when` in a line each, `command` is what was run."""
 
     machine: str
     when: str
     chapters: Sequence[Chapter]
+    command: str = "p2pdist bench rollout"
+
+
+def report_place(place: Path, name: str) -> Path:
+    """Return the file of a report that goes to a directory, or to a file that ends in .html; its directory exists."""
+    file = place if place.suffix == ".html" else place / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
 
 
 def page(report: Report) -> str:
@@ -69,9 +81,9 @@ def page(report: Report) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
-        f"<title>p2pdist bench rollout</title><style>\n{style}</style></head><body>\n"
+        f"<title>{report.command}</title><style>\n{style}</style></head><body>\n"
         "<h1>An image to all nodes</h1>\n"
-        f'<p class="soft">p2pdist bench rollout · {escape(report.when)}<br/>{escape(report.machine)}</p>\n'
+        f'<p class="soft">{report.command} · {escape(report.when)}<br/>{escape(report.machine)}</p>\n'
         f"{body}{_NOTES}</body></html>\n"
     )
 
@@ -81,7 +93,8 @@ def _chapter(chapter: Chapter) -> str:
     middle = [_middle(runs) for runs in _outcomes_by_system(chapter.outcomes)]
     return (
         f"<h2>{escape(chapter.workload.title)}</h2>\n"
-        f'<p class="soft">{said}</p>\n{_failures(chapter.results)}{_table(chapter.results)}'
+        f'<p class="soft">{said}</p>\n{_failures(chapter.results)}'
+        f"{_targets(chapter.targets)}{_table(chapter.results)}"
         f"<h3>Slowest node ÷ bound</h3>\n<figure>{_ratio_bars(chapter.results)}</figure>\n"
         f"<h3>What each node has, over time</h3>\n"
         f'<div class="panels">{"".join(_panel(outcome) for outcome in middle)}</div>\n'
@@ -92,6 +105,18 @@ def _chapter(chapter: Chapter) -> str:
 def _failures(results: Iterable[Result]) -> str:
     errors = [f"{result.system}: {error}" for result in results for error in result.errors]
     return "".join(f'<p class="warn">{escape(error)}</p>\n' for error in errors)
+
+
+def _targets(targets: Sequence[Target]) -> str:
+    """Return what was wanted and what was seen, where something was wanted."""
+    if not targets:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(target.what)}</td><td>{escape(target.seen)}</td><td>{escape(target.wanted)}</td>"
+        f"{_MET if target.met else _MISSED}</tr>"
+        for target in targets
+    )
+    return f'<div class="scroll"><table><thead><tr>{_TARGET_HEAD}</tr></thead><tbody>{rows}</tbody></table></div>\n'
 
 
 def _table(results: Sequence[Result]) -> str:

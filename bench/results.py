@@ -70,6 +70,7 @@ class Setting:
             connection, of one for each node together, if that is less.
         link_goodput_bytes_per_s: of one bulk flow between nodes; None for the same.
         bound_s: the least time from the first start to the last finish; None for the image through the goodput.
+        swarm_s: what all that nodes lack takes from the origin and all nodes together; it binds where many send slowly.
     """
 
     image_bytes: int
@@ -77,6 +78,7 @@ class Setting:
     goodput_bytes_per_s: float
     link_goodput_bytes_per_s: float | None = None
     bound_s: float | None = None
+    swarm_s: float = 0.0
 
     @property
     def origin_s(self) -> float:
@@ -90,7 +92,7 @@ class Setting:
 
     def own_bound_s(self, after_first_s: float) -> float:
         """Return the least time that a node can take which starts so long after the first."""
-        return max(self.link_s, self.origin_s - after_first_s)
+        return max(self.link_s, max(self.origin_s, self.swarm_s) - after_first_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -11,12 +10,15 @@ from pathlib import Path
 from time import strftime
 from typing import TYPE_CHECKING
 
-from bench.crowd import REPOSITORY, Shape, open_stage, run_rollout
+from bench.contract import add_line, begin_file
+from bench.crowd import REPOSITORY, Shape, open_stage, run_rollout, together
 from bench.display import MIB, Display
+from bench.faults.injector import Injector
+from bench.faults.plan import Fault, Kind
 from bench.lab import machine
 from bench.lab.errors import LabError
 from bench.lab.images import make_random_image
-from bench.report import Chapter, Report, page
+from bench.report import Chapter, Report, page, report_place
 from bench.systems import P2PDIST, why_not
 from bench.tables import summary, table
 from p2pdist import __version__
@@ -64,10 +66,9 @@ async def rollouts(plan: Plan, console: Console) -> bool:
     for system in plan.systems:
         if reason := why_not(system):
             raise LabError(reason)
-    report_file = _report_file(plan.report) if plan.report else None
+    report_file = report_place(plan.report, "rollout.html") if plan.report else None
     if plan.json_file:
-        plan.json_file.parent.mkdir(parents=True, exist_ok=True)
-        plan.json_file.write_text("")
+        begin_file(plan.json_file)
     chapters: list[Chapter] = []
     try:
         for workload in plan.workloads:
@@ -83,13 +84,6 @@ async def rollouts(plan: Plan, console: Console) -> bool:
     if report_file:
         console.print(f"report: {report_file}", highlight=False, soft_wrap=True)
     return not any(result.failed_pulls for chapter in chapters for result in chapter.results)
-
-
-def _report_file(place: Path) -> Path:
-    """Return the file of the report, in a directory that exists."""
-    file = place if place.suffix == ".html" else place / "rollout.html"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return file
 
 
 async def _chapter(plan: Plan, workload: Workload, console: Console) -> Chapter:
@@ -123,17 +117,19 @@ async def _run_all(plan: Plan, workload: Workload, stage: Stage, console: Consol
     outcomes = []
     for seed in range(plan.seed, plan.seed + plan.runs):
         for system in plan.systems:
+            watchers = [Display(console, f"{workload.name}, {system}, seed {seed}").watch]
+            if plan.kill_scheduler_at is not None and system == P2PDIST:
+                watchers.append(Injector(stage, [Fault(kind=Kind.SCHEDULER, at=plan.kill_scheduler_at)]).run)
             outcome = await run_rollout(
                 stage,
                 system,
                 image,
                 label=f"{seed}-{system}",
-                watch=Display(console, f"{workload.name}, {system}, seed {seed}").watch,
+                watch=together(*watchers),
                 arrivals=workload.arrivals,
                 seed=seed,
                 before=before,
-                kill_scheduler_at=plan.kill_scheduler_at if system == P2PDIST else None,
-                notes=_notes(plan, workload, stage, seed),
+                notes=notes(workload, stage, seed) | {"kill_scheduler_at": plan.kill_scheduler_at},
             )
             _report(plan, outcome, console)
             outcomes.append(outcome)
@@ -153,7 +149,8 @@ async def _push_images(plan: Plan, workload: Workload, stage: Stage) -> tuple[Im
     return before, image
 
 
-def _notes(plan: Plan, workload: Workload, stage: Stage, seed: int) -> dict[str, object]:
+def notes(workload: Workload, stage: Stage, seed: int) -> dict[str, object]:
+    """Return how a run was made, for its record."""
     return {
         "version": __version__,
         "workload": workload.name,
@@ -168,7 +165,6 @@ def _notes(plan: Plan, workload: Workload, stage: Stage, seed: int) -> dict[str,
         "racks": workload.racks,
         "rack_uplink_mbit": workload.rack_uplink_mbit,
         "link_goodput_bytes_per_s": stage.link_goodput_bytes_per_s,
-        "kill_scheduler_at": plan.kill_scheduler_at,
         "registry": stage.registry.kind,
         "shaped": stage.lab.shaped,
         "tmpfs": stage.space.on_tmpfs,
@@ -178,8 +174,7 @@ def _notes(plan: Plan, workload: Workload, stage: Stage, seed: int) -> dict[str,
 
 def _report(plan: Plan, outcome: Outcome, console: Console) -> None:
     if plan.json_file:
-        with plan.json_file.open("a") as file:
-            file.write(json.dumps(outcome.result.as_json()) + "\n")
+        add_line(plan.json_file, outcome.result.as_json())
     if outcome.result.void:
         console.print(f"{outcome.result.system}: void: {outcome.result.void}", markup=False, highlight=False)
     for line in outcome.problems():

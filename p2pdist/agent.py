@@ -437,6 +437,7 @@ class Agent:
             "images_pulled": self.images.pulled,
             "access": {"rules": len(self.config.access), "checks": self.gate.checks, "refused": self.gate.refused},
             "control_bytes": self.control_bytes(),
+            "tasks": trio.lowlevel.current_statistics().tasks_living,
         }
 
     def control_bytes(self) -> int:

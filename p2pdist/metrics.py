@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+import trio
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -61,6 +62,7 @@ class AgentCollector(Collector):
         yield from self._ban_metrics()
         yield GaugeMetricFamily("p2pdist_peers", "Connected peers.", len(agent.exchange.links))
         yield GaugeMetricFamily("p2pdist_pulls", "Blobs on their way.", len(agent.puller.arrivals))
+        yield GaugeMetricFamily("p2pdist_tasks", "Running tasks.", trio.lowlevel.current_statistics().tasks_living)
         connected = agent.tracker is not None and agent.tracker.connected_to is not None
         yield GaugeMetricFamily("p2pdist_scheduler_connected", "1 while a scheduler is connected.", int(connected))
         for name, value in agent.store.statistics().items():

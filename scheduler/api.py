@@ -76,7 +76,13 @@ def make_api(server: SchedulerServer) -> Starlette:
 def _status(server: SchedulerServer) -> dict[str, object]:
     state = server.state
     agents = [
-        {"peer_id": peer, "host": member.address.host, "port": member.address.port, "site": member.address.site}
+        {
+            "peer_id": peer,
+            "host": member.address.host,
+            "port": member.address.port,
+            "site": member.address.site,
+            "leases": member.leases,
+        }
         for peer, member in list(state.members.items())[:MAX_LISTED]
     ]
     swarms = [

@@ -58,9 +58,21 @@ class Agent:
         return f"http://{self.host.local_address}:{_ADMIN_PORT}/{path}"
 
 
+async def scheduler_status(host: Host) -> dict[str, Any]:
+    """Return what the scheduler on this host tells of itself, {} where it does not answer in time."""
+    return (
+        await http.get_json(host, f"http://{host.local_address}:{_API_PORT}/status", timeout_s=_STATUS_TIMEOUT_S) or {}
+    )
+
+
+def scheduler_address(host: Host) -> str:
+    """Return where a scheduler on this host listens for agents, HOST:PORT."""
+    return f"{host.address}:{_SCHEDULER_PORT}"
+
+
 async def start_scheduler(group: ProcessGroup, host: Host, data: Path) -> Process:
     """Start a scheduler and wait until agents can reach it. Raises LabError."""
-    command = ["--listen", f"{host.address}:{_SCHEDULER_PORT}", "--api-listen", f"{host.local_address}:{_API_PORT}"]
+    command = ["--listen", scheduler_address(host), "--api-listen", f"{host.local_address}:{_API_PORT}"]
     process = group.start(host, "scheduler", [*_p2pdist("scheduler"), *command, "--data-dir", str(data / "scheduler")])
 
     await ready.accepting(host, _SCHEDULER_PORT, process, _SCHEDULER_TIMEOUT_S)
@@ -90,7 +102,7 @@ async def start_agents(
 
 def found_by(scheduler: Host | None) -> list[str]:
     """Return an agent's flags for being found: by this scheduler alone, or by mDNS alone."""
-    return ["--scheduler", f"{scheduler.address}:{_SCHEDULER_PORT}", "--no-mdns"] if scheduler else []
+    return ["--scheduler", scheduler_address(scheduler), "--no-mdns"] if scheduler else []
 
 
 def _place(host: Host) -> list[str]:

@@ -31,8 +31,8 @@ _QUEUE_MIN_BYTES = 256 << 10
 """What may wait behind the bucket: 50 ms at the link's rate, about what a switch port holds, but no less than four
 segments, or a slow link would drop what one sender writes at once."""
 
-_INTERFACE = "eth0"
-_CORE = "core"
+INTERFACE = "eth0"
+CORE = "core"
 """The bridge that hosts without a rack, and the racks' uplinks, are plugged into."""
 
 _NETWORK = ipaddress.IPv4Network("10.66.0.0/16")
@@ -67,6 +67,8 @@ class Host:
     local_address: str
     namespace: str | None
     rack: str | None = None
+    port: str | None = None
+    """The switch's end of its link, where there is one."""
 
     @property
     def command_prefix(self) -> tuple[str, ...]:
@@ -81,13 +83,14 @@ class Host:
 
     def transmitted_bytes(self) -> int | None:
         """Return the bytes that left this host, headers included, or None where nothing counts them."""
-        return netns.transmitted_bytes(self.namespace, _INTERFACE) if self.namespace else None
+        return netns.transmitted_bytes(self.namespace, INTERFACE) if self.namespace else None
 
 
 @dataclass(frozen=True, slots=True)
 class Lab:
     hosts: Mapping[str, Host]
     shaped: bool
+    links: Mapping[str, Link] = field(default_factory=dict)
     racks: Mapping[str, Rack] = field(default_factory=dict)
     switch: str | None = None
     """The namespace of the bridges, where there is one."""
@@ -125,16 +128,16 @@ def namespace_lab(links: Mapping[str, Link], racks: Mapping[str, Rack] | None = 
     switch = f"{name}-switch"
     rack_of = {host: rack for rack, content in (racks or {}).items() for host in content.hosts}
     hosts = {
-        host: Host(host, str(_NETWORK[number]), "127.0.0.1", f"{name}-{host}", rack_of.get(host))
+        host: Host(host, str(_NETWORK[number]), "127.0.0.1", f"{name}-{host}", rack_of.get(host), f"port{number}")
         for number, host in enumerate(links, start=1)
     }
     namespaces = [switch, *(host.namespace for host in hosts.values() if host.namespace)]
     try:
         netns.configure("ip", [f"netns add {namespace}" for namespace in namespaces])
         _build_switch(switch, hosts, racks or {})
-        for port, (host, link) in enumerate(links.items()):
-            _connect(hosts[host], link, switch, port)
-        yield Lab(hosts, shaped=True, racks=racks or {}, switch=switch)
+        for host, link in links.items():
+            _connect(hosts[host], link, switch)
+        yield Lab(hosts, shaped=True, links=links, racks=racks or {}, switch=switch)
     finally:
         netns.delete(namespaces)
 
@@ -151,7 +154,7 @@ def _build_switch(switch: str, hosts: Mapping[str, Host], racks: Mapping[str, Ra
     # Without snooping the bridges pass multicast, and so mDNS, to every port from the first second.
     bridges = [
         line
-        for bridge in (_CORE, *racks)
+        for bridge in (CORE, *racks)
         for line in (f"link add {bridge} type bridge mcast_snooping 0", f"link set {bridge} up")
     ]
     uplinks = [
@@ -159,42 +162,41 @@ def _build_switch(switch: str, hosts: Mapping[str, Host], racks: Mapping[str, Ra
         for rack in racks
         for line in (
             f"link add to-{rack} type veth peer name from-{rack}",
-            f"link set to-{rack} master {_CORE} up",
+            f"link set to-{rack} master {CORE} up",
             f"link set from-{rack} master {rack} up",
         )
     ]
-    ports = [
-        f"link add port{port} type veth peer name {_INTERFACE} netns {host.namespace}"
-        for port, host in enumerate(hosts.values())
-    ]
-    plugs = [f"link set port{port} master {host.rack or _CORE} up" for port, host in enumerate(hosts.values())]
+    ports = [f"link add {host.port} type veth peer name {INTERFACE} netns {host.namespace}" for host in hosts.values()]
+    plugs = [f"link set {host.port} master {host.rack or CORE} up" for host in hosts.values()]
     netns.configure("ip", [*bridges, *uplinks, *ports, *plugs], switch)
     for rack, content in racks.items():
         _shape(switch, f"to-{rack}", content.uplink.down_mbit)
         _shape(switch, f"from-{rack}", content.uplink.up_mbit)
 
 
-def _connect(host: Host, link: Link, switch: str, port: int) -> None:
+def _connect(host: Host, link: Link, switch: str) -> None:
     netns.configure(
         "ip",
         [
             "link set lo up",
-            f"addr add {host.address}/{_NETWORK.prefixlen} dev {_INTERFACE}",
-            f"link set {_INTERFACE} up",
-            f"route add 224.0.0.0/4 dev {_INTERFACE}",
+            f"addr add {host.address}/{_NETWORK.prefixlen} dev {INTERFACE}",
+            f"link set {INTERFACE} up",
+            f"route add 224.0.0.0/4 dev {INTERFACE}",
         ],
         host.namespace,
     )
     assert host.namespace, "hosts of a namespace lab have one"
-    _shape(host.namespace, _INTERFACE, link.up_mbit)
-    _shape(switch, f"port{port}", link.down_mbit)
+    assert host.port, "and a port"
+    _shape(host.namespace, INTERFACE, link.up_mbit)
+    _shape(switch, host.port, link.down_mbit)
 
 
 def _shape(namespace: str, interface: str, mbit: float | None) -> None:
     if mbit is not None:
-        netns.configure("tc", [_shaper(interface, mbit)], namespace)
+        netns.configure("tc", [f"qdisc add dev {interface} root {shaper(mbit)}"], namespace)
 
 
-def _shaper(interface: str, mbit: float) -> str:
+def shaper(mbit: float) -> str:
+    """Return the qdisc that limits an interface, in tc's words."""
     queue_bytes = max(_QUEUE_MIN_BYTES, int(mbit * 1e6 / 8 * _QUEUE_S))
-    return f"qdisc add dev {interface} root tbf rate {mbit}mbit burst {BURST_BYTES} limit {BURST_BYTES + queue_bytes}"
+    return f"tbf rate {mbit}mbit burst {BURST_BYTES} limit {BURST_BYTES + queue_bytes}"

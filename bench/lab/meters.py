@@ -40,11 +40,28 @@ def process_cpu_s(pid: int) -> float:
 
 def process_peak_rss_mib(pid: int) -> float:
     """Return the largest resident size that a process has had, in MiB; 0 once it is gone."""
+    return _status_mib(pid, "VmHWM:")
+
+
+def process_rss_mib(pid: int) -> float:
+    """Return the resident size of a process, in MiB; 0 once it is gone."""
+    return _status_mib(pid, "VmRSS:")
+
+
+def process_descriptors(pid: int) -> int:
+    """Return how many descriptors a process has open; 0 once it is gone."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
+
+
+def _status_mib(pid: int, name: str) -> float:
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0.0
     for line in status.splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(name):
             return int(line.split()[1]) / 1024
     return 0.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from contextlib import AbstractContextManager
@@ -18,7 +19,7 @@ from bench.lab import meters
 from bench.lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from typing import Self
 
@@ -31,12 +32,15 @@ _TAIL_LINES = 12
 
 
 class Process:
-    """A running program on a host."""
+    """A program on a host; `spawn` runs it once more."""
 
-    def __init__(self, name: str, popen: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, name: str, spawn: Callable[[], subprocess.Popen[bytes]], log: Path) -> None:
         self.name = name
         self.log = log
-        self._popen = popen
+        self._spawn = spawn
+        self._popen = spawn()
+        self._killed_cpu_s = 0.0
+        """What those have used that were killed."""
 
     @property
     def pid(self) -> int:
@@ -65,7 +69,7 @@ class Process:
             return f"(no log: {error})"
 
     def cpu_s(self) -> float:
-        return meters.process_cpu_s(self.pid)
+        return self._killed_cpu_s + meters.process_cpu_s(self.pid)
 
     def peak_rss_mib(self) -> float:
         return meters.process_peak_rss_mib(self.pid)
@@ -74,8 +78,25 @@ class Process:
         self._popen.terminate()
 
     def kill(self) -> None:
+        self._killed_cpu_s += meters.process_cpu_s(self.pid)
         self._popen.kill()
         self._popen.wait()
+
+    def start_again(self) -> None:
+        """Run the same command, with the same log, in the place of the one that has ended; main thread only."""
+        assert not self.running, f"{self.name} still runs"
+        self._popen = self._spawn()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, to nobody where the process has ended."""
+        self._popen.send_signal(number)
+
+    def freeze(self) -> None:
+        """Let it do nothing until `thaw`; its connections stay open."""
+        self.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.send_signal(signal.SIGCONT)
 
     def wait(self, timeout_s: float) -> bool:
         """Return whether the process ended within the time."""
@@ -111,19 +132,22 @@ class ProcessGroup(AbstractContextManager["ProcessGroup"]):
         log = self._logs / f"{name}.log"
         # The death signal is tied to the thread that starts the process, hence the main thread.
         leash = ("setpriv", "--pdeathsig", "KILL", "--") if shutil.which("setpriv") else ()
-        try:
-            with log.open("ab") as output:
-                popen = subprocess.Popen(
-                    [*host.command_prefix, *leash, *command],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    env=_environment(),
-                )
-        except OSError as error:
-            raise LabError(f"cannot start {name}: {error}") from error
-        process = Process(name, popen, log)
+
+        def spawn() -> subprocess.Popen[bytes]:
+            try:
+                with log.open("ab") as output:
+                    return subprocess.Popen(
+                        [*host.command_prefix, *leash, *command],
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                        env=_environment(),
+                    )
+            except OSError as error:
+                raise LabError(f"cannot start {name}: {error}") from error
+
+        process = Process(name, spawn, log)
         self._processes.append(process)
         return process
 

@@ -49,7 +49,8 @@ async def test_the_status_tells_agents_and_swarms() -> None:
     status = (await ask(busy_server(), "/status")).json()
     assert status["cluster"] == "lab"
     assert status["agents"] == 2
-    assert status["agent_list"][0] == {"peer_id": ONE, "host": "10.0.0.1", "port": 1, "site": "here"}
+    first = {"peer_id": ONE, "host": "10.0.0.1", "port": 1, "site": "here", "leases": 2}
+    assert status["agent_list"][0] == first
     assert status["swarms"] == [
         {"blob": BLOB, "size_bytes": 3 * MIN_CHUNK_BYTES, "members": 1, "chunks_done": 1, "chunks": 3, "leases": 2}
     ]

@@ -82,3 +82,26 @@ def test_a_running_process_is_metered(host: Host, tmp_path: Path) -> None:
         assert process.peak_rss_mib() > 1
     assert process.cpu_s() == 0
     assert process.peak_rss_mib() == 0
+
+
+def test_a_process_that_was_killed_runs_again_with_its_command_and_log(host: Host, tmp_path: Path) -> None:
+    with ProcessGroup(tmp_path) as group:
+        process = group.start(host, "agent", python("print('here', flush=True); import signal; signal.pause()"))
+        while process.tail() != "here":
+            process.check()
+        first = process.pid
+        process.kill()
+        process.start_again()
+        assert process.pid != first
+        while process.tail() != "here\nhere":
+            process.check()
+    assert not process.running
+
+
+def test_a_frozen_process_is_ended_with_its_group(host: Host, tmp_path: Path) -> None:
+    with ProcessGroup(tmp_path, grace_s=0.1) as group:
+        process = group.start(host, "sleeper", ["sleep", "1000"])
+        process.freeze()
+        process.thaw()
+        process.freeze()
+    assert not process.running
