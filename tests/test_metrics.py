@@ -75,6 +75,7 @@ async def test_what_a_pull_did_is_shown_in_every_family(tmp_path: Path, nursery:
         assert after["p2pdist_origin_bytes_total registry=reg.test"] > 300_002
         assert before["p2pdist_images_pulled_total"] == 0
         assert before.keys() <= after.keys()
+        assert after["p2pdist_tasks"] > 10
         nursery.cancel_scope.cancel()
 
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 PORT = 5051
 READY, SENT = "ready", "wrong chunk sent"
 """What it prints: that it may be told to join, and each chunk."""
+_AGAIN_S = 0.5
 _CHUNKS_MAX = 1 << 16
 _NEVER = -1
 _RECEIVE_BYTES = 64 << 10
@@ -93,21 +94,29 @@ class Liar:
     blobs: Mapping[Digest, int]
     truths: dict[Digest, dict[int, Checksum]] = field(default_factory=dict)
     _conversations: list[Conversation] = field(default_factory=list)
-    _to_scheduler: trio.Lock = field(default_factory=trio.Lock)
+    _joined: bool = False
+    _scheduler: trio.SocketStream | None = None
+    _telling: trio.Lock = field(default_factory=trio.Lock)
 
     async def run(self, scheduler: Address) -> None:
-        """Lie until cancelled, or until the scheduler hangs up."""
+        """Lie until cancelled; where the scheduler hangs up, it is looked for again."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(trio.serve_tcp, self._serve, self.listen.port, host=self.listen.host))
-            await self._follow(await trio.open_tcp_stream(scheduler.host, scheduler.port), nursery)
-            nursery.cancel_scope.cancel()
+            nursery.start_soon(self._heed)
+            while True:
+                with suppress(*_BROKEN):
+                    async with await trio.open_tcp_stream(scheduler.host, scheduler.port) as stream:
+                        await self._follow(stream, nursery)
+                self._scheduler = None
+                await trio.sleep(_AGAIN_S)
 
     def _hello(self) -> bytes:
         return encode(Hello(VERSION, "default", self.peer_id, self.listen.port, "", "", self.listen.host))
 
     async def _follow(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
         await stream.send_all(self._hello())
-        nursery.start_soon(self._join_when_told, stream)
+        self._scheduler = stream
+        await self._join()
         decoder = Decoder()
         while data := await stream.receive_some(_RECEIVE_BYTES):
             for message in decoder.feed(memoryview(data)):
@@ -119,19 +128,25 @@ class Liar:
                         self._learn(message, nursery)
                     case Lease() if self.behaviour in (Behaviour.FORGE, Behaviour.CORRUPT):
                         for index in range(message.index, message.index + message.count):
-                            await self._tell_scheduler(stream, Failed(message.blob, index, _NEVER))
+                            await self._tell_scheduler(Failed(message.blob, index, _NEVER))
 
-    async def _join_when_told(self, stream: trio.SocketStream) -> None:
+    async def _heed(self) -> None:
         with trio.open_signal_receiver(signal.SIGUSR1) as signals:
             report(READY)
             async for _ in signals:
-                for blob, size_bytes in self.blobs.items():
-                    nothing = to_bytes(0, ChunkMap.of(size_bytes).count)
-                    await self._tell_scheduler(stream, Join(blob, size_bytes, self.registry, nothing, b""))
+                self._joined = True
+                with suppress(*_BROKEN):
+                    await self._join()
 
-    async def _tell_scheduler(self, stream: trio.SocketStream, message: Message) -> None:
-        async with self._to_scheduler:
-            await stream.send_all(encode(message))
+    async def _join(self) -> None:
+        for blob, size_bytes in self.blobs.items() if self._joined else ():
+            nothing = to_bytes(0, ChunkMap.of(size_bytes).count)
+            await self._tell_scheduler(Join(blob, size_bytes, self.registry, nothing, b""))
+
+    async def _tell_scheduler(self, message: Message) -> None:
+        async with self._telling:
+            if self._scheduler is not None:
+                await self._scheduler.send_all(encode(message))
 
     def _learn(self, message: Checksums, nursery: trio.Nursery) -> None:
         indices = unpack_indices(message.indices, _CHUNKS_MAX)
