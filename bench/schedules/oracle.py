@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from bench.schedules.world import Blob, World
     from p2pdist.core.types import Digest, PeerId
     from p2pdist.errors import RemoteProtocolError
-    from scheduler.swarm import Registry, Swarm
+    from scheduler.ledger import Registry, Swarm
 
 PROMISE_S = 25.0
 """ERROR_GIVE_UP_S, and what the last try had begun with: a source that was well for so long has been asked."""
