@@ -13,6 +13,7 @@ from bench.schedules.network import Actor, Connection
 from p2pdist.core import events as ev
 from p2pdist.core import wire
 from p2pdist.core.pull import TICK_S, PullMachine
+from p2pdist.core.reputation import Offence
 from p2pdist.core.state import PullSettings
 from p2pdist.errors import DeniedByOrigin, IntegrityError, OriginError, RemoteProtocolError, StoreError
 
@@ -440,7 +441,9 @@ class Agent(Actor):
                 self._peer_said(link, item)
             except RemoteProtocolError as error:
                 self.world.watch.broke_protocol(self, sender, error)
-                self._drop_link(link)
+                self.feed(ev.PeerOffended(peer=sender.peer_id, offence=Offence.PROTOCOL, why=str(error)))
+                if self.links.get(sender.peer_id) is link:
+                    self._drop_link(link)
 
     def _greeted(self, connection: Connection, hello: Hello) -> None:
         if isinstance(hello.sender, Agent):

@@ -22,6 +22,7 @@ from bench.schedules.agent import MAX_INCOMING, Agent
 from bench.schedules.network import DEAD_S
 from p2pdist.core import events as ev
 from p2pdist.core import wire
+from p2pdist.core.reputation import Offence
 from p2pdist.errors import IntegrityError, StoreError
 from scheduler.pace import MEMBER_LEASES
 from scheduler.swarm import LEASE_S, PUSH_S
@@ -65,6 +66,11 @@ class Watch:
         self._absent: dict[str, float] = {}
         """Since when agents are dead or frozen."""
 
+    @property
+    def _somebody_lies(self) -> bool:
+        """Whether wrong bytes are about, so that the honest may blame each other."""
+        return bool(self.world.schedule.liars or self.world.origin.misled)
+
     def _fail(self, invariant: str, what: str) -> None:
         raise Violation(invariant, what, self.world.now)
 
@@ -86,8 +92,7 @@ class Watch:
 
     def banned(self, agent: Agent, command: ev.DropPeer) -> None:
         peer = self.world.agents[command.peer]
-        misled = self.world.schedule.liars or self.world.origin.misled
-        if agent.liar is None and not misled and "late" not in command.reason:
+        if agent.liar is None and not self._somebody_lies and command.offence is not Offence.STALLED:
             self._fail("protocol", f"node {agent.number} bans node {peer.number}, which is honest: {command.reason}")
 
     def broke_protocol(self, finder: Actor, sender: Actor, error: RemoteProtocolError) -> None:
@@ -112,7 +117,7 @@ class Watch:
                 self._fail("promise", f"{what}, and the origin gave it nothing wrong")
         elif self.world.now - self.world.origin.well_since(agent) > PROMISE_S:
             self._fail("promise", f"{what}, and the origin has been well for {PROMISE_S:.0f} s")
-        elif not (self.world.schedule.liars or self.world.origin.misled) and self._could_get(agent, blob):
+        elif not self._somebody_lies and self._could_get(agent, blob):
             self._fail("promise", f"{what}, and its peers have had what it lacked for {PROMISE_S:.0f} s")
 
     def _could_get(self, agent: Agent, blob: Blob) -> bool:
@@ -196,6 +201,8 @@ class Watch:
                 self._absent.setdefault(agent.peer_id, self.world.now)
         for registry in scheduler.state._registries.values():
             self._look_at_registry(scheduler, registry)
+        if scheduler.state.reports.out and not self._somebody_lies:
+            self._fail("protocol", f"{scheduler.name} shuts out who is honest")
 
     def _look_at_registry(self, scheduler: Scheduler, registry: Registry) -> None:
         state, now = scheduler.state, self.world.now
@@ -224,7 +231,8 @@ class Watch:
         most = min(MEMBER_LEASES, -(-registry.pace.leases // len(swarm.members)))
         for peer in swarm.members:
             refused = swarm.refused.get(peer, 0.0) > self.world.now
-            if scheduler.state.members[peer].leases < most and not refused:
+            out = peer in scheduler.state.reports.out
+            if scheduler.state.members[peer].leases < most and not refused and not out:
                 self._fail("lease", f"chunks {swarm.pending:b} of {_short(swarm.blob)} are free, and leased to nobody")
 
     # ------------------------------------------------------------------- end

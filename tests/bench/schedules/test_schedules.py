@@ -18,6 +18,7 @@ from bench.schedules.shrink import play, shrink
 from bench.schedules.world import World
 from p2pdist.core import events as ev
 from p2pdist.core.pull import PullMachine
+from p2pdist.core.reputation import Offence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,7 +111,7 @@ def gives_up(_agent: Agent, command: ev.Command) -> list[ev.Command]:
 def bans(agent: Agent, command: ev.Command) -> list[ev.Command]:
     if not isinstance(command, ev.TakeChunk):
         return [command]
-    return [ev.DropPeer(peer=command.peer, reason="late", ban_s=30.0), command]
+    return [ev.DropPeer(peer=command.peer, offence=Offence.STALLED, reason="late", ban_s=30.0), command]
 
 
 @pytest.mark.parametrize(
