@@ -14,6 +14,7 @@ import shutil
 import signal
 import time
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -46,9 +47,9 @@ from p2pdist.net.mdns import discovery
 from p2pdist.net.mirror import Mirror, MirrorMetrics
 from p2pdist.net.origin import OriginClient, RegistrySettings
 from p2pdist.net.origin_transport import READ_BYTES
-from p2pdist.net.tracker_client import TrackerClient
 from p2pdist.puller import Puller
 from p2pdist.reload import Reloader, read_when_used
+from p2pdist.schedulers import Schedulers
 from p2pdist.service import ServiceManager
 from p2pdist.store.disk import DiskStore
 from p2pdist.store.eviction import Limits as StoreLimits
@@ -109,10 +110,11 @@ class Agent:
             upload_limit=_bucket(config.upload_limit, SPAN_BYTES),
         )
         self.exchange = self.neighbourhood.exchange = Exchange(self.machine, self.neighbourhood.learn)
-        self.tracker = None
+        self.tracker: Schedulers | None = None
         if config.scheduler:
             addresses = [(address.host, address.port) for address in config.scheduler]
-            self.tracker = TrackerClient(addresses, self._hello, self.exchange, rng)
+            self.tracker = Schedulers(addresses, self._hello, self.exchange, rng)
+            self.tracker.on_connected = self._what_is_stored
             self.exchange.tracker = self.tracker
         self.metrics = CollectorRegistry()
         self.mirror_metrics = MirrorMetrics(self.metrics)
@@ -259,7 +261,9 @@ class Agent:
         self.resolver.tracker = self.tracker
         self.exchange.on_ask = self.resolver.asked
         self.exchange.on_resolved = self.resolver.resolved
-        self.exchange.on_scheduler = self._scheduler_changed
+        self.exchange.on_scheduler = self.resolver.scheduler_changed
+        if self.tracker is not None:
+            self.tracker.on_dropped = self.resolver.ask_again
         return self.images
 
     def _origin(self) -> OriginClient:
@@ -352,12 +356,9 @@ class Agent:
             __version__,
         )
 
-    def _scheduler_changed(self, connected: bool) -> None:
-        self.resolver.scheduler_changed(connected)
-        if connected and self.tracker is not None:
-            digests = list(self.store.digests(public_only=True))
-            for at in range(0, len(digests), STORED_AT_ONCE):
-                self.tracker.send(Stored(digests[at : at + STORED_AT_ONCE]))
+    def _what_is_stored(self) -> list[Stored]:
+        digests = list(self.store.digests(public_only=True))
+        return [Stored(digests[at : at + STORED_AT_ONCE]) for at in range(0, len(digests), STORED_AT_ONCE)]
 
     def _evicted(self, digest: Digest) -> None:
         """Stop announcing an evicted blob; the store calls this from whatever thread made room."""
@@ -372,11 +373,9 @@ class Agent:
 
     def ready(self) -> tuple[bool, dict[str, object]]:
         """Return whether runtimes can be served, and the state of each part."""
-        connected = self.tracker is not None and self.tracker.connected_to is not None
-        scheduler = "not configured" if self.tracker is None else "connected" if connected else "lost; working without"
         return True, {
             "mirror": "ok",
-            "scheduler": scheduler,
+            "scheduler": "not configured" if self.tracker is None else self.tracker.summary(),
             "mdns": self.mdns_state,
             "peers": len(self.exchange.links),
         }
@@ -412,8 +411,9 @@ class Agent:
             ],
             "scheduler": {
                 "configured": [str(address) for address in self.config.scheduler],
-                "connected": tracker is not None and tracker.connected_to is not None,
-                "address": tracker.connected_to if tracker is not None else None,
+                "connected": bool(tracker and tracker.connected),
+                "address": ", ".join(tracker.connected) or None if tracker is not None else None,
+                "each": [asdict(standing) for standing in tracker.status()] if tracker is not None else [],
             },
             "store": {**stored, "max_bytes": _store_limits(self.config).max_bytes},
             "pulls": [

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from p2pdist.core.reputation import Offence
+from p2pdist.core.schedulers import IN_USE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,8 +64,7 @@ class AgentCollector(Collector):
         yield GaugeMetricFamily("p2pdist_peers", "Connected peers.", len(agent.exchange.links))
         yield GaugeMetricFamily("p2pdist_pulls", "Blobs on their way.", len(agent.puller.arrivals))
         yield GaugeMetricFamily("p2pdist_tasks", "Running tasks.", trio.lowlevel.current_statistics().tasks_living)
-        connected = agent.tracker is not None and agent.tracker.connected_to is not None
-        yield GaugeMetricFamily("p2pdist_scheduler_connected", "1 while a scheduler is connected.", int(connected))
+        yield from self._scheduler_metrics()
         for name, value in agent.store.statistics().items():
             yield GaugeMetricFamily(f"p2pdist_store_{name}", f"The store's {name.replace('_', ' ')}.", value)
         reloads = agent.settings
@@ -82,6 +82,21 @@ class AgentCollector(Collector):
         yield bans
         banned = len(reputation.banned(machine.state.now))
         yield GaugeMetricFamily("p2pdist_peers_banned", "Peers not talked to at the moment.", banned)
+
+    def _scheduler_metrics(self) -> Iterator[Metric]:
+        tracker = self._agent.tracker
+        connected = int(tracker is not None and bool(tracker.connected))
+        yield GaugeMetricFamily("p2pdist_scheduler_connected", "1 while a scheduler is connected.", connected)
+        up = GaugeMetricFamily("p2pdist_scheduler_up", "1 while this scheduler is in use.", labels=["scheduler"])
+        swarms = GaugeMetricFamily(
+            "p2pdist_scheduler_joined_swarms",
+            "Blobs on their way that this scheduler coordinates.",
+            labels=["scheduler"],
+        )
+        for each in tracker.status() if tracker is not None else ():
+            up.add_metric([each.address], int(each.state == IN_USE))
+            swarms.add_metric([each.address], each.swarms)
+        yield from (up, swarms)
 
     def _origin_metrics(self) -> Iterator[Metric]:
         families: dict[str, CounterMetricFamily] = {}

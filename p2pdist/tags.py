@@ -64,6 +64,8 @@ class _Question:
     answered: trio.Event = field(default_factory=trio.Event)
     answer: ManifestInfo | None = None
     error: P2PDistError | None = None
+    dropped: bool = False
+    """Whether the scheduler that it was put to has gone, while there are others."""
 
 
 class Resolver:
@@ -195,22 +197,37 @@ class Resolver:
 
     async def _ask(self, asking: _Question, who: Caller | None, known: ManifestInfo | None) -> ManifestInfo:
         """Ask by way of the scheduler, so that one agent asks for all; by ourselves where that brings nothing."""
+        if who is None and self.tracker is not None and self.together(asking.repository):
+            with trio.move_on_after(TAG_TRIES_S):
+                while self.scheduled:
+                    question = await self._ask_together(asking, self.tracker)
+                    if question.error is not None:
+                        raise question.error
+                    if question.answer is not None:
+                        return question.answer
+                    if not question.dropped:
+                        break
+        return await self._origin.head_manifest(asking.repository, asking.reference, known=known, caller=who)
+
+    async def _ask_together(self, asking: _Question, tracker: Tracker) -> _Question:
+        """Put a question to the scheduler; return it when it is answered, or has no one to answer it any more."""
+        number = self._next_question
+        self._next_question += 1
         repository, reference = asking.repository, asking.reference
-        if who is None and self.scheduled and self.tracker is not None and self.together(repository):
-            number = self._next_question
-            self._next_question += 1
-            question = self._questions[number] = _Question(repository, reference)
-            self.tracker.send(Resolve(number, repository.registry, repository.name, reference))
-            try:
-                with trio.move_on_after(TAG_TRIES_S):
-                    await question.answered.wait()
-            finally:
-                del self._questions[number]
-            if question.error is not None:
-                raise question.error
-            if question.answer is not None:
-                return question.answer
-        return await self._origin.head_manifest(repository, reference, known=known, caller=who)
+        question = self._questions[number] = _Question(repository, reference)
+        tracker.send(Resolve(number, repository.registry, repository.name, reference))
+        try:
+            await question.answered.wait()
+        finally:
+            del self._questions[number]
+        return question
+
+    def ask_again(self, number: int) -> None:
+        """Put a question to the next scheduler: the one that was asked has gone."""
+        question = self._questions.get(number)
+        if question is not None:
+            question.dropped = True
+            question.answered.set()
 
     def asked(self, number: int) -> None:
         """Take in the scheduler's wish that this agent ask the origin."""

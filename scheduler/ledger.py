@@ -55,6 +55,10 @@ class Swarm:
     missing: dict[int, float] = field(default_factory=dict)
     """Chunks that are said to be somewhere, but were reported missing: when first."""
     fresh: list[int] = field(default_factory=list)
+    closed: bool = False
+    """Whether only what is urgent is leased: another scheduler leads, or it is not known yet what members have."""
+    urgent: int = 0
+    """Chunks of a closed swarm that members have missed for long."""
 
     @property
     def full(self) -> int:
@@ -66,7 +70,7 @@ class Swarm:
 
     @property
     def pending(self) -> int:
-        return self.full & ~(self.done_bits | self.leased_bits)
+        return (self.urgent if self.closed else self.full) & ~(self.done_bits | self.leased_bits)
 
 
 @dataclass(slots=True)

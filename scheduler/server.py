@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import secrets
 import signal
 import socket
 import time
@@ -102,7 +103,11 @@ class SchedulerServer:
         self.messages_in = 0
         self.messages_out = 0
         self.state = SchedulerState(
-            random.Random(), degree=config.degree, tag_ttl_s=config.tag_ttl_s, started=trio.current_time()
+            random.Random(),
+            degree=config.degree,
+            tag_ttl_s=config.tag_ttl_s,
+            started=trio.current_time(),
+            own_id=PeerId(secrets.token_hex(16)),
         )
         self.settings = Reloader(config, load, self._live())
         self.agents_at, self.api_at = config.listen, config.api_listen
@@ -228,7 +233,9 @@ class SchedulerServer:
             # Reader and writer may find it broken at the same time.
             why = str(group.exceptions[0]) or type(group.exceptions[0]).__name__
         finally:
-            self._take_out(connection)
+            # A scheduler that ends leases to nobody what those hold who are cut off first: they go on elsewhere.
+            if trio.current_effective_deadline() > float("-inf"):
+                self._take_out(connection)
             (log.info if connection.peer else log.debug)("agent left", peer=connection.peer, why=why)
             with trio.move_on_after(1, shield=True):
                 await trio.aclose_forcefully(stream)

@@ -20,6 +20,7 @@ from p2pdist.core.chunkmap import ChunkMap, from_bytes, lowest, members
 from p2pdist.core.ladder import MISSING_AT_ONCE
 from p2pdist.core.lease import DOUBTERS, FIRST_AHEAD, NEVER
 from p2pdist.core.runs import MAX_RUN_BYTES, run_from
+from p2pdist.core.types import PeerId
 from p2pdist.core.verify import CHECKSUM_BYTES
 from p2pdist.core.wire import (
     Banned,
@@ -33,10 +34,12 @@ from p2pdist.core.wire import (
     Missing,
     Neighbours,
     PeerAddress,
+    Present,
     Renew,
     Resolve,
     Resolved,
     Stored,
+    View,
     pack_indices,
     unpack_checksums,
     unpack_indices,
@@ -44,8 +47,9 @@ from p2pdist.core.wire import (
 from p2pdist.errors import RemoteProtocolError
 from scheduler.checksums import Archive
 from scheduler.handout import Crowd, neighbours
+from scheduler.leading import Leading
 from scheduler.ledger import Member, Registry, Run, Swarm
-from scheduler.pace import MEMBER_LEASES
+from scheduler.pace import MEMBER_LEASES, Begun
 from scheduler.reports import Reports
 from scheduler.tags import Tags
 
@@ -53,8 +57,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from random import Random
 
-    from p2pdist.core.types import Checksum, Digest, PeerId
+    from p2pdist.core.types import Checksum, Digest
 
+ALONE = PeerId("0" * 32)
+"""The id of a scheduler that has no others beside it."""
 LEASE_S = 15.0
 """Without a Renew a lease lapses; its holder renews every 5 s while bytes come."""
 PUSH_S = 0.1
@@ -65,6 +71,8 @@ PUSH_S_PER_MEMBER = 0.00005
 times as much, 10,000 members were told every 2.1 s, and the swarm needed 1.38 times the bound (simulated)."""
 RESETTLE_S = 1.0
 """After a start: members that were in mid-pull come back before anything that they may have is leased."""
+ADOPTED = 64
+"""Adjacent chunks of a closed swarm that one member may say it is fetching already."""
 STALE_DONE_S = 10.0
 """A chunk still reported missing so long after the first report is leased again, whoever is said to have it."""
 FAILED_PAUSE_S = 2.0
@@ -89,20 +97,31 @@ MAX_STORED = 10_000
 
 _NOBODY = Crowd()
 
-Outbox = list[tuple["PeerId", Message]]
+Outbox = list[tuple[PeerId, Message]]
 
 
 class SchedulerState:
     """Everything one scheduler knows."""
 
-    def __init__(self, rng: Random, *, degree: int = 20, tag_ttl_s: float = 5.0, started: float = 0.0) -> None:
+    def __init__(
+        self,
+        rng: Random,
+        *,
+        degree: int = 20,
+        tag_ttl_s: float = 5.0,
+        started: float = 0.0,
+        own_id: PeerId = ALONE,
+    ) -> None:
         self.members: dict[PeerId, Member] = {}
         self.swarms: dict[Digest, Swarm] = {}
         self.leases_granted = 0
         self.leases_lapsed = 0
         self._rng = rng
         self._degree = degree
+        self.leading = Leading(own_id)
+        self._started = started
         self._resettle_until = started + RESETTLE_S
+        self._everybody = Crowd()
         self._restarting = False
         self._orders = 0
         self._holders: dict[Digest, Crowd] = {}
@@ -126,6 +145,7 @@ class SchedulerState:
     def connected(self, address: PeerAddress) -> None:
         """Take in an agent; one that was here under the same id must have been taken out before."""
         self.members[address.peer_id] = Member(address)
+        self._everybody.add(address.peer_id)
 
     def gone(self, peer: PeerId, now: float) -> Outbox:
         """Take out an agent and give its leases to others."""
@@ -138,6 +158,8 @@ class SchedulerState:
             self._leave(peer, member, blob)
         for blob in member.stored:
             self._unstore(peer, blob)
+        self._everybody.discard(peer)
+        self._viewed(peer, (), now)
         return self._tags.gone(peer, now) + self._hand_out(now)
 
     def said(self, peer: PeerId, message: Message, now: float) -> Outbox:
@@ -157,9 +179,7 @@ class SchedulerState:
                 self._on_failed(peer, message, now)
                 return self._hand_out(now)
             case Renew():
-                swarm = self.swarms.get(message.blob)
-                if swarm is not None and swarm.leases.get(message.index, ("", 0.0))[0] == peer:
-                    swarm.leases[message.index] = (peer, now + LEASE_S)
+                self._on_renew(peer, member, message, now)
                 return []
             case Missing():
                 return self._on_missing(peer, message, now) + self._hand_out(now)
@@ -180,6 +200,9 @@ class SchedulerState:
                 return self._tags.resolve(peer, message, now)
             case Resolved():
                 return self._tags.resolved(peer, message, now)
+            case View():
+                self._viewed(peer, message.schedulers, now)
+                return [(peer, Present(self.leading.own_id, int(1000 * (now - self._started))))]
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} from an agent")
 
@@ -198,6 +221,8 @@ class SchedulerState:
         for swarm in list(self._fresh.values()):
             if now >= self._push_from:
                 out += self._push(swarm, now)
+        for swarm in self.leading.turned(self.swarms, now):
+            self._registry(swarm).line_up(swarm)
         self.reports.expire(now)
         return out + self._tags.tick(now) + self._hand_out(now)
 
@@ -213,12 +238,47 @@ class SchedulerState:
                 self._end_lease(swarm, index, suspect)
         return self._hand_out(now)
 
+    # ------------------------------------------------- among other schedulers
+
+    def _viewed(self, peer: PeerId, schedulers: Iterable[PeerId], now: float) -> None:
+        """Take in whom an agent counts on; where most see it otherwise now, swarms come and go."""
+        if self.leading.viewed(peer, schedulers):
+            self.leading.changed(self.swarms, now)
+
+    def _on_renew(self, peer: PeerId, member: Member, message: Renew, now: float) -> None:
+        swarm, index = self.swarms.get(message.blob), message.index
+        if swarm is None:
+            return
+        if index in swarm.leases:
+            if swarm.leases[index][0] == peer:
+                swarm.leases[index] = (peer, now + LEASE_S)
+        elif (swarm.closed or now < self._resettle_until) and peer in swarm.members:
+            self._adopt(swarm, peer, member, index, now)
+
+    def _adopt(self, swarm: Swarm, peer: PeerId, member: Member, index: int, now: float) -> None:
+        """Count a chunk as leased that a member is fetching for another scheduler, or for one before."""
+        if not swarm.full >> index & 1 or swarm.done_bits >> index & 1:
+            return
+        registry = self._registry(swarm)
+        beside = registry.leases.get((swarm.blob, index - 1))
+        if beside is not None and swarm.leases[index - 1][0] == peer and beside[1].left < ADOPTED:
+            run = beside[1]
+            run.left += 1
+        elif member.leases < MEMBER_LEASES:
+            # What it measures is from before: of no use to the pace.
+            run = Run(Begun(now, -1), 1)
+            registry.runs += 1
+            member.leases += 1
+        else:
+            return
+        self._note_lease(registry, swarm, run, index, peer, now)
+
     # --------------------------------------------------------------- swarms
 
     def _on_join(self, peer: PeerId, member: Member, message: Join, now: float) -> Outbox:
         if message.blob not in member.swarms and len(member.swarms) >= MAX_JOINED:
             raise RemoteProtocolError(f"more than {MAX_JOINED} blobs wanted")
-        swarm = self.swarms.get(message.blob) or self._new_swarm(message)
+        swarm = self.swarms.get(message.blob) or self._new_swarm(message, now)
         member.swarms[message.blob] = None
         swarm.members.add(peer)
         self._learn_size(swarm, message.size_bytes)
@@ -241,6 +301,10 @@ class SchedulerState:
         if not small or len(others) > self._degree:
             wanted = -(-self._degree // 2) - len(known)
             others = known[:MAX_NAMED] + self._strangers(peer, member, swarm, wanted)
+        if not self.leading.leads(swarm.blob):
+            # Its swarm is at another scheduler, which this agent alone may not reach.
+            drawn = self._everybody.sample(self._degree, self._rng)
+            others = [*others, *(other for other in drawn if other != peer and other not in others)]
         for other in others:
             self.members[other].neighbours[peer] = None
             member.neighbours[other] = None
@@ -270,11 +334,12 @@ class SchedulerState:
         addresses = [self.members[other].address for other in fit if self.members[other].address.port]
         return [(peer, Neighbours(swarm.blob, addresses))] if addresses else []
 
-    def _new_swarm(self, message: Join) -> Swarm:
+    def _new_swarm(self, message: Join, now: float) -> Swarm:
         if len(self.swarms) >= MAX_SWARMS:
             raise RemoteProtocolError(f"more than {MAX_SWARMS} blobs at once")
         self._orders += 1
         swarm = self.swarms[message.blob] = Swarm(message.blob, message.registry, self._orders, None)
+        self.leading.begun(swarm, now)
         self._learn_size(swarm, message.size_bytes)
         if message.blob in self._holders:
             self._recall(swarm)
@@ -333,6 +398,7 @@ class SchedulerState:
         if not swarm.members:
             del self.swarms[blob]
             self._fresh.pop(blob, None)
+            self.leading.ended(blob)
             registry = self._registry(swarm)
             registry.first.pop(blob, None)
             registry.rest.pop(blob, None)
@@ -414,14 +480,17 @@ class SchedulerState:
     def _lease(self, registry: Registry, swarm: Swarm, indices: range, peer: PeerId, now: float, out: Outbox) -> None:
         run, member = Run(registry.pace.began(now), len(indices)), self.members[peer]
         for index in indices:
-            swarm.leases[index] = (peer, now + LEASE_S)
-            swarm.leased_bits |= 1 << index
-            registry.leases[swarm.blob, index] = swarm, run
+            self._note_lease(registry, swarm, run, index, peer, now)
         registry.runs += 1
         member.leases += 1
         member.leased_ever += len(indices)
         self.leases_granted += len(indices)
         out.append((peer, Lease(swarm.blob, indices.start, int(LEASE_S * 1000), len(indices))))
+
+    def _note_lease(self, registry: Registry, swarm: Swarm, run: Run, index: int, peer: PeerId, now: float) -> None:
+        swarm.leases[index] = (peer, now + LEASE_S)
+        swarm.leased_bits |= 1 << index
+        registry.leases[swarm.blob, index] = swarm, run
 
     def _draw(self, swarm: Swarm, leases: int, now: float) -> PeerId | None:
         """Return the member to lease a chunk to: one with less than its share, and of those one with few so far."""
@@ -499,7 +568,11 @@ class SchedulerState:
         ]
         named: dict[PeerId, None] = {}
         for index in unpack_indices(message.indices, 1 << 32)[:MISSING_AT_ONCE]:
-            if index in swarm.leases or not swarm.done_bits >> index & 1:
+            if index in swarm.leases:
+                continue
+            if not swarm.done_bits >> index & 1:
+                if swarm.closed and swarm.full >> index & 1:
+                    swarm.urgent |= 1 << index
                 continue
             holder = swarm.done_by.get(index, peer)
             gone = holder == peer or holder not in self.members or holder in self.reports.out

@@ -30,8 +30,8 @@ from p2pdist.gate import PUBLIC_TTL_S, Gate
 from p2pdist.images import Images
 from p2pdist.neighbours import Neighbourhood
 from p2pdist.net.origin import OriginClient, RegistrySettings
-from p2pdist.net.tracker_client import TrackerClient
 from p2pdist.puller import Puller
+from p2pdist.schedulers import Schedulers
 from p2pdist.store.memory import MemoryStore
 from p2pdist.tags import Resolver
 from scheduler.config import SchedulerConfig
@@ -40,7 +40,7 @@ from tests.fake_registry import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, digest_of
 from tests.fakes import FakeRelayed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from p2pdist.core.access import Caller
     from p2pdist.core.types import Home, ManifestInfo
@@ -217,6 +217,7 @@ class Node:
     origin: Origin
     store: ChunkStore = field(default_factory=lambda: MemoryStore(max_bytes=1 << 30))
     scheduler: tuple[str, int] | None = None
+    more_schedulers: Sequence[tuple[str, int]] = ()
     degree: int = 20
     max_peers: int = 80
     site: str = ""
@@ -239,7 +240,8 @@ class Node:
         self.machine = PullMachine(self.peer_id, rng)
         self.neighbourhood = Neighbourhood(self.hello, degree=self.degree, max_peers=self.max_peers)
         self.exchange = self.neighbourhood.exchange = Exchange(self.machine, self.neighbourhood.learn)
-        self.tracker = TrackerClient([self.scheduler], self.hello, self.exchange, rng) if self.scheduler else None
+        addresses = [self.scheduler, *self.more_schedulers] if self.scheduler else []
+        self.tracker = Schedulers(addresses, self.hello, self.exchange, rng) if addresses else None
         self.exchange.tracker = self.tracker
 
     @property
@@ -278,19 +280,20 @@ class Node:
             self.resolver.tracker = self.tracker
             self.exchange.on_ask = self.resolver.asked
             self.exchange.on_resolved = self.resolver.resolved
-            self.exchange.on_scheduler = self._scheduler_changed
+            self.exchange.on_scheduler = self.resolver.scheduler_changed
             if self.ticks:
                 nursery.start_soon(self.exchange.tick)
             nursery.start_soon(self.neighbourhood.run)
             await nursery.start(trio.serve_listeners, self.neighbourhood.accept, listeners)
             if self.tracker is not None:
+                self.tracker.on_connected = lambda: [Stored(list(self.store.digests(public_only=True)))]
+                self.tracker.on_dropped = self.resolver.ask_again
                 nursery.start_soon(self.tracker.run)
             task_status.started()
 
-    def _scheduler_changed(self, connected: bool) -> None:
-        self.resolver.scheduler_changed(connected)
-        if connected and self.tracker is not None:
-            self.tracker.send(Stored(list(self.store.digests(public_only=True))))
+    def uses(self, count: int) -> bool:
+        """Return whether so many schedulers count for this node."""
+        return self.tracker is not None and len(self.tracker.connected) == count
 
     def meet(self, *others: Node) -> None:
         """Learn of other nodes, as by mDNS."""
@@ -340,9 +343,15 @@ async def running(*nodes: Node) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def cluster(count: int, origin: Origin, *, scheduler: tuple[str, int] | None = None) -> AsyncIterator[list[Node]]:
-    """Run `count` nodes on one origin that are all connected to each other, or, with a scheduler, to that."""
-    nodes = [Node(number + 1, origin, scheduler=scheduler) for number in range(count)]
+async def cluster(
+    count: int,
+    origin: Origin,
+    *,
+    scheduler: tuple[str, int] | None = None,
+    more_schedulers: Sequence[tuple[str, int]] = (),
+) -> AsyncIterator[list[Node]]:
+    """Run `count` nodes on one origin that are all connected to each other, or, with schedulers, to all these."""
+    nodes = [Node(number + 1, origin, scheduler=scheduler, more_schedulers=more_schedulers) for number in range(count)]
     with ExitStack() as stack:
         for node in nodes:
             stack.callback(node.store.close)
@@ -350,7 +359,7 @@ async def cluster(count: int, origin: Origin, *, scheduler: tuple[str, int] | No
             if scheduler is None:
                 await connect_all(nodes)
             else:
-                await eventually(lambda: all(node.machine.state.scheduled for node in nodes))
+                await eventually(lambda: all(node.uses(1 + len(more_schedulers)) for node in nodes))
             yield nodes
 
 
@@ -363,10 +372,18 @@ async def connect_all(nodes: list[Node]) -> None:
 
 
 @asynccontextmanager
-async def running_scheduler() -> AsyncIterator[tuple[SchedulerServer, tuple[str, int], trio.CancelScope]]:
-    """Run a scheduler's agent port; yield it, where it listens, and what ends it."""
+async def running_scheduler(
+    port: int = 0, own_id: PeerId | None = None
+) -> AsyncIterator[tuple[SchedulerServer, tuple[str, int], trio.CancelScope]]:
+    """Run a scheduler's agent port; yield it, where it listens, and what ends it.
+
+    Args:
+        own_id: in the place of the one that it draws.
+    """
     server = SchedulerServer(SchedulerConfig(listen=Address("127.0.0.1", 0), cluster="lab"))
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    server.state.leading.own_id = own_id or server.state.leading.own_id
+    server.state.leading.live = frozenset((server.state.leading.own_id,))
+    listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
     async with trio.open_nursery() as nursery:
         await nursery.start(server.serve_agents, listeners)
         try:

@@ -49,6 +49,7 @@ _FIELDS: dict[object, SearchStrategy[object]] = {
     PeerId: peers,
     list[wire.PeerAddress]: st.lists(addresses, max_size=5),
     list[Digest]: st.lists(digests, max_size=5),
+    list[PeerId]: st.lists(peers, max_size=wire.MAX_SCHEDULERS),
 }
 
 

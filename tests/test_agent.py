@@ -110,8 +110,11 @@ async def test_the_status_holds_all_that_it_promises(tmp_path: Path, registry: F
         assert set(status) == {
             *("version", "peer_id", "uptime_s", "cluster", "site", "rack", "mirror", "mdns", "peers", "scheduler"),
             *("banned", "store", "pulls", "bytes", "images_pulled", "access", "control_bytes"),
-            *("data_dir", "data_dir_writable", "registries"),
+            *("data_dir", "data_dir_writable", "registries", "tasks"),
         }
+        (scheduler,) = status["scheduler"].pop("each")
+        assert scheduler["address"] == "127.0.0.1:1"
+        assert scheduler["state"] == "lost"
         assert status["scheduler"] == {"configured": ["127.0.0.1:1"], "connected": False, "address": None}
         assert status["banned"] == []
         (peer,) = status["peers"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCHEDULER_CORE = ("swarm.py", "handout.py", "tags.py")
+SCHEDULER_CORE = ("swarm.py", "handout.py", "leading.py", "tags.py")
 
 
 def pure_modules() -> list[tuple[str, str]]:

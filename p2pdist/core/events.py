@@ -175,6 +175,13 @@ class SchedulerSaid:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmMoved:
+    """The blob's swarm is on another scheduler now, which is to be told of it."""
+
+    blob: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ticked:
     """Some time has passed; comes every TICK_S while anything is going on."""
 
@@ -198,6 +205,7 @@ Event = (
     | SchedulerConnected
     | SchedulerLost
     | SchedulerSaid
+    | SwarmMoved
     | Ticked
 )
 

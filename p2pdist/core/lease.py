@@ -136,6 +136,12 @@ class Leasing:
             elders.add(self._state.peer_id)
         return frozenset(elders | {peer.peer_id})
 
+    def retell(self, blob: Digest) -> None:
+        """Tell a scheduler that is new to a blob what of it is being fetched."""
+        for key in self._fetching:
+            if key[0] == blob and key in self._due:
+                self.tell(Renew(*key))
+
     def leased(self, message: Lease) -> None:
         """Take in a lease of the scheduler's: fetch, or give it back."""
         state, blob = self._state, message.blob

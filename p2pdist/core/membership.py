@@ -35,11 +35,14 @@ class Membership:
     # ---------------------------------------------------------- our own part
 
     def join(self, progress: Progress) -> None:
-        """Tell the scheduler that we want a blob, and what of it is here."""
+        """Tell the scheduler that we want a blob, what of it is here, and what is coming."""
+        if not progress.shared:
+            return
         # Only what is vouched for: the scheduler passes the checksums on as certain.
         have = b"" if progress.chunks is None else to_bytes(progress.offered, progress.count)
         checksums = b"".join(progress.own[index] for index in members(progress.offered))
         self._leasing.tell(Join(progress.blob, progress.size_bytes, progress.registry, have, checksums))
+        self._leasing.retell(progress.blob)
 
     def leave(self, progress: Progress) -> None:
         """Tell the scheduler that we neither want nor hold a blob any more."""

@@ -132,13 +132,17 @@ class PullMachine:
         """Whether Ticked has anything to do: a pull, or a slot in use."""
         return bool(self.state.wanted() or self._giving.slots_used)
 
-    def _scheduler_event(self, event: ev.SchedulerConnected | ev.SchedulerLost | ev.SchedulerSaid) -> None:
+    def _scheduler_event(
+        self, event: ev.SchedulerConnected | ev.SchedulerLost | ev.SwarmMoved | ev.SchedulerSaid
+    ) -> None:
         match event:
             case ev.SchedulerConnected():
                 self.state.scheduled = True
                 for progress in self.state.wanted():
-                    if progress.shared:
-                        self._membership.join(progress)
+                    self._membership.join(progress)
+            case ev.SwarmMoved():
+                if (moved := self.blobs.get(event.blob)) is not None and moved.wanted:
+                    self._membership.join(moved)
             case ev.SchedulerLost():
                 self.state.scheduled = False
                 self._leasing.met()
@@ -175,8 +179,7 @@ class PullMachine:
         if shared:
             for peer in self.book.peers.values():
                 state.share_with(peer, progress, reply=False)
-            if state.scheduled:
-                self._membership.join(progress)
+            self._membership.join(progress)
         if progress.complete:
             self._check(progress)
         self._leasing.by_rendezvous()

@@ -32,6 +32,8 @@ MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 SPAN_BYTES = 64 * 1024
 """Payload of one chunk frame: small enough that a message between two waits under 50 ms on 10 Mbit/s."""
 MAX_SPAN_BYTES = 1024 * 1024
+MAX_SCHEDULERS = 8
+"""That one agent may be given: it keeps a connection to each."""
 
 _LENGTH = struct.Struct(">IB")
 _SPAN = struct.Struct(">IBI")
@@ -317,6 +319,23 @@ class Banned(Message):
     ban_ms: Number
 
 
+@dataclass(frozen=True, slots=True)
+class View(Message):
+    """To the scheduler: the schedulers that the agent counts on (core/schedulers.py). Answered by Present."""
+
+    CODE: ClassVar[int] = 34
+    schedulers: list[PeerId]
+
+
+@dataclass(frozen=True, slots=True)
+class Present(Message):
+    """From the scheduler: who it is, an id drawn at its start, and for how long it has run."""
+
+    CODE: ClassVar[int] = 35
+    scheduler: PeerId
+    age_ms: int
+
+
 _INT_LIMIT = 1 << 53
 _TEXT_LIMIT = 512
 _BLOBS_LIMIT = 1000
@@ -391,6 +410,12 @@ def _digests(value: object) -> list[Digest]:
     return [parse_digest(_str(item)) for item in value]
 
 
+def _schedulers(value: object) -> list[PeerId]:
+    if type(value) is not list or len(value) > MAX_SCHEDULERS:
+        raise ValueError("not a list of schedulers")
+    return [parse_peer_id(_str(item)) for item in value]
+
+
 _CHECKS: dict[object, Callable[[object], object]] = {
     int: _int,
     Number: _number,
@@ -403,6 +428,7 @@ _CHECKS: dict[object, Callable[[object], object]] = {
     PeerId: lambda value: parse_peer_id(_str(value)),
     list[PeerAddress]: _addresses,
     list[Digest]: _digests,
+    list[PeerId]: _schedulers,
 }
 
 

@@ -49,7 +49,11 @@ class TrackerClient:
         self, addresses: Sequence[tuple[str, int]], hello: Callable[[], Hello], handler: TrackerHandler, rng: Random
     ) -> None:
         self.connected_to: str | None = None
+        self.trouble = ""
+        """Why there is no connection."""
         self.control_bytes = 0
+        self.resting: Callable[[], bool] = lambda: False
+        """Whether no connection is wanted for now."""
         self._addresses = addresses
         self._hello = hello
         self._handler = handler
@@ -57,6 +61,7 @@ class TrackerClient:
         self._pending = bytearray()
         self._wake = trio.Event()
         self._scope = trio.CancelScope()
+        self._given_up = ""
         self._reported: set[tuple[str, str]] = set()
 
     def send(self, message: Message) -> None:
@@ -64,18 +69,25 @@ class TrackerClient:
         if self.connected_to is None:
             return
         if len(self._pending) > MAX_QUEUED_BYTES:
-            self._scope.cancel()
+            self.give_up("reads nothing")
             return
         frame = encode(message)
         self.control_bytes += len(frame)
         self._pending += frame
         self._wake.set()
 
+    def give_up(self, why: str) -> None:
+        """End the connection, if there is one, and try again later."""
+        self._given_up = why
+        self._scope.cancel()
+
     async def run(self) -> None:
         """Stay connected until cancelled; never raises for what a scheduler does."""
         pause_s = FIRST_PAUSE_S
         turn = 0
         while True:
+            while self.resting():  # noqa: ASYNC110 - it is looked at again as seldom as a lost scheduler is tried
+                await trio.sleep(LAST_PAUSE_S)
             host, port = self._addresses[turn % len(self._addresses)]
             turn += 1
             began = trio.current_time()
@@ -85,6 +97,7 @@ class TrackerClient:
             except* (P2PDistError, OSError, trio.BrokenResourceError) as group:
                 # Reader and writer may find it broken at the same time.
                 why = str(group.exceptions[0]) or type(group.exceptions[0]).__name__
+            self.trouble = why
             if self.connected_to is not None:
                 self.connected_to = None
                 self._handler.scheduler_lost(f"{host}:{port}", why)
@@ -97,7 +110,7 @@ class TrackerClient:
         """Log why a scheduler is not reached, each reason once until one is."""
         if (address, why) not in self._reported:
             self._reported.add((address, why))
-            log.warning("scheduler not reached; the agents coordinate themselves meanwhile", address=address, why=why)
+            log.warning("scheduler not reached; the agents do without it meanwhile", address=address, why=why)
 
     async def _session(self, host: str, port: int) -> None:
         try:
@@ -120,7 +133,7 @@ class TrackerClient:
         early = await self._greet(stream, decoder, address)
         with trio.CancelScope() as self._scope:
             self._pending.clear()
-            self.connected_to = address
+            self.connected_to, self.trouble = address, ""
             self._reported.clear()
             self._handler.scheduler_connected(address)
             self._take_in(early)
@@ -130,7 +143,7 @@ class TrackerClient:
                     self._take_in(decoder.feed(memoryview(data)))
                 nursery.cancel_scope.cancel()
         if self._scope.cancelled_caught:
-            raise PeerUnavailable(f"scheduler {address} reads nothing")
+            raise PeerUnavailable(f"scheduler {address} {self._given_up}")
 
     async def _greet(self, stream: trio.SocketStream, decoder: Decoder, address: str) -> list[Message | ChunkSpan]:
         try:
