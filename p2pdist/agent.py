@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from p2pdist import __version__, logs
 from p2pdist.config import Address
 from p2pdist.core import events as ev
+from p2pdist.core.chunkmap import MAX_CHUNK_BYTES
 from p2pdist.core.pull import PullMachine
 from p2pdist.core.racks import place_of
 from p2pdist.core.rate import TokenBucket, slots_within
@@ -55,6 +56,7 @@ from p2pdist.store.disk import DiskStore
 from p2pdist.store.eviction import Limits as StoreLimits
 from p2pdist.store.resolved import ResolvedTags
 from p2pdist.tags import Resolver
+from p2pdist.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,6 +102,7 @@ class Agent:
             min_free_bytes=limits.min_free_bytes,
             on_evicted=self._evicted,
         )
+        self.upkeep = Upkeep(self.store, every_s=config.scrub_every_s, limit=_scrub_limit(config))
         self.peer_id = _identity(config.data_dir)
         rng = random.Random()
         self.machine = PullMachine(self.peer_id, rng, _swarm_settings(config))
@@ -155,6 +158,7 @@ class Agent:
             PlatformCollector(registry=self.metrics)
             mirror, admin = self._servers(images, origin)
             nursery.start_soon(self.exchange.tick)
+            nursery.start_soon(self.upkeep.run)
             nursery.start_soon(self.neighbourhood.run)
             nursery.start_soon(trio.serve_listeners, self.neighbourhood.accept, peers)
             if self.tracker is not None:
@@ -228,6 +232,10 @@ class Agent:
             "store_max": self._store_room,
             "store_low": self._store_room,
             "store_min_free": self._store_room,
+            "scrub_every_s": lambda new: partial(setattr, self.upkeep, "every_s", new.scrub_every_s),
+            "scrub_limit": lambda new: partial(
+                setattr, self.upkeep, "limit", _bucket(new.scrub_limit, MAX_CHUNK_BYTES)
+            ),
             "upload_slots": swarm,
             "downloads": swarm,
             "upload_limit": swarm,
@@ -375,6 +383,7 @@ class Agent:
         """Return whether runtimes can be served, and the state of each part."""
         return True, {
             "mirror": "ok",
+            "store": self.upkeep.failing or "ok",
             "scheduler": "not configured" if self.tracker is None else self.tracker.summary(),
             "mdns": self.mdns_state,
             "peers": len(self.exchange.links),
@@ -498,6 +507,10 @@ def _swarm_settings(config: AgentConfig) -> PullSettings:
 def _bucket(bytes_per_s: int, largest_bytes: int) -> TokenBucket | None:
     """Return what holds a stream to a limit; 0 is none."""
     return TokenBucket.smooth(bytes_per_s, largest_bytes) if bytes_per_s else None
+
+
+def _scrub_limit(config: AgentConfig) -> TokenBucket | None:
+    return _bucket(config.scrub_limit, MAX_CHUNK_BYTES)
 
 
 def _registry_settings(config: AgentConfig) -> dict[str, RegistrySettings]:

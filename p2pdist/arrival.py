@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING
 import trio
 
 from p2pdist.core import events as ev
-from p2pdist.core.chunkmap import chunk_set
+from p2pdist.core.chunkmap import ChunkMap, chunk_set
 from p2pdist.errors import IntegrityError, PullFailed, StoreError, TransferTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    from p2pdist.core.chunkmap import ChunkMap
     from p2pdist.core.types import Digest, Repository
     from p2pdist.exchange import Exchange
-    from p2pdist.ports import PartialBlob, StoredBlob
+    from p2pdist.ports import BlobReader, PartialBlob, StoredBlob
 
 READ_STALL_S = 75.0
 """A reader that gets no byte for so long is cut; the pull itself gives up earlier."""
@@ -228,19 +227,44 @@ class ArrivalReader:
 
 
 class StoredReader:
-    """A BlobReader of a blob in the store."""
+    """A BlobReader of a blob in the store, which goes on from a pull where a chunk proves to be damaged.
 
-    def __init__(self, blob: StoredBlob) -> None:
+    Args:
+        blob: open; closed with the reader.
+        pull: starts the blob's pull, and returns a reader of that.
+    """
+
+    def __init__(self, blob: StoredBlob, pull: Callable[[], Awaitable[BlobReader]]) -> None:
         self.source = "cache"
         self.size_bytes = blob.size_bytes
         self._blob = blob
+        self._cut = ChunkMap(blob.size_bytes, blob.chunk_bytes)
+        self._pull = pull
+        self._instead: BlobReader | None = None
 
     async def available(self, start: int, stop: int) -> int:
-        await trio.lowlevel.checkpoint()
-        return stop
+        if self._instead is None:
+            try:
+                return await self._checked(start, stop)
+            except IntegrityError:
+                self._instead = await self._pull()
+        return await self._instead.available(start, stop)
+
+    async def _checked(self, start: int, stop: int) -> int:
+        """Return where the chunks end that are known to be right; check the first one if it is not."""
+        index = start // self._cut.chunk_bytes
+        end = self._cut.contiguous_stop(self._blob.right, index)
+        if end <= start:
+            await trio.to_thread.run_sync(self._blob.check, index)
+            end = self._cut.start(index) + self._cut.length(index)
+        else:
+            await trio.lowlevel.checkpoint()
+        return min(stop, end)
 
     def fileno(self) -> int:
-        return self._blob.fileno()
+        return self._blob.fileno() if self._instead is None else self._instead.fileno()
 
     def close(self) -> None:
         self._blob.close()
+        if self._instead is not None:
+            self._instead.close()

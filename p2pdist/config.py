@@ -425,6 +425,10 @@ class AgentConfig:
     store_max: Bytes = setting(0, "Room for blobs, such as 50GiB.", low=0, shown="80% of the file system")
     store_low: float = setting(0.9, "Eviction stops at this part of `store_max`.", low=0.1, high=1.0)
     store_min_free: Bytes = setting(1 << 30, "Free disk space that eviction keeps.", low=0, shown="`1GiB`")
+    scrub_every_s: float = setting(
+        7 * 86400.0, "Seconds within which each stored blob is read and checked once; 0: none is.", low=0.0
+    )
+    scrub_limit: Rate = setting(16 << 20, "Most that this reads per second, as `upload_limit` has it.", shown="`16MiB`")
     upload_slots: int = setting(6, "Peers that are sent chunks at the same time.", low=1, high=256)
     downloads: int = setting(8, "Chunks that are on their way from peers at the same time.", low=1, high=256)
     upload_limit: Rate = setting(

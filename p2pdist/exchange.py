@@ -9,6 +9,7 @@ content's, which comes back with an event.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -22,8 +23,6 @@ from p2pdist.core.wire import Ask, Checksums, Have, Hello, Neighbours, Refuse, R
 from p2pdist.errors import RemoteProtocolError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from p2pdist.core.pull import PullMachine
     from p2pdist.core.reputation import Offence
     from p2pdist.core.types import Checksum, Digest, PeerId
@@ -34,22 +33,17 @@ log = structlog.get_logger(__name__)
 
 IDLE_TICK_S = 0.5
 
+ChunkSource = tuple[int, int, int, Callable[[], None]]
+"""The descriptor, start, length, and what to call when it is sent."""
+LATER: ChunkSource = (-1, 0, 0, lambda: None)
+"""The chunk is being looked at."""
+
 
 class Content(Protocol):
     """What the exchange needs of whoever keeps the blobs (puller.py)."""
 
     def chunk_buffer(self, blob: Digest, index: int) -> memoryview | None:
         """Return an empty buffer as long as the chunk; None where the blob is not wanted any more."""
-
-    def chunk_source(self, blob: Digest, index: int) -> tuple[int, int, int, Callable[[], None]] | None:
-        """Return the descriptor, start, length and what to call when it is sent; None where it is gone.
-
-        Raises:
-            StoreError: it is there and cannot be read.
-        """
-
-    def cleared(self, blob: Digest) -> bool:
-        """Return whether peers may be given this blob now; else `clear` is called once that is known."""
 
     def write(self, blob: Digest, index: int, data: memoryview, checksum: Checksum) -> None:
         """Write the chunk; ChunkWritten or BlobRejected is fed. Raises StoreError."""
@@ -65,10 +59,24 @@ class Content(Protocol):
     def check(self, blob: Digest) -> None:
         """Begin to compare the SHA-256; BlobVerified or BlobRejected is fed later."""
 
+    def failed(self, blob: Digest, causes: list[Exception]) -> None: ...
+
+
+class Seed(Protocol):
+    """What the exchange needs of whoever gives peers the node's content (seeder.py)."""
+
+    def chunk_source(self, blob: Digest, index: int) -> ChunkSource | None:
+        """Return where the chunk is; None where it is gone, LATER where `clear` or `refuse_held` is called soon.
+
+        Raises:
+            StoreError: it is there and cannot be read.
+        """
+
+    def cleared(self, blob: Digest) -> bool:
+        """Return whether peers may be given this blob now; else `clear` is called once that is known."""
+
     def look_up(self, blob: Digest) -> None:
         """Feed BlobStored, now or later, if the blob is in the store and may be shared."""
-
-    def failed(self, blob: Digest, causes: list[Exception]) -> None: ...
 
 
 class Tracker(Protocol):
@@ -82,6 +90,8 @@ class Exchange:
 
     content: Content
     """Set once by the composition root: content and exchange know each other."""
+    seeder: Seed
+    """Set with it."""
     tracker: Tracker | None = None
 
     def __init__(self, machine: PullMachine, learn: Callable[[PeerAddress, str], None]) -> None:
@@ -147,7 +157,7 @@ class Exchange:
             case ev.ForgetChunks():
                 self.content.forget(command.blob, command.indices)
             case ev.LookUp():
-                self.content.look_up(command.blob)
+                self.seeder.look_up(command.blob)
             case ev.DropPeer():
                 log.warning(
                     "peer dropped",
@@ -180,12 +190,17 @@ class Exchange:
         """Send the chunks of a blob that were held back, or refuse them and withdraw the blob."""
         if not allowed:
             self.feed(ev.BlobEvicted(blob=blob))
-        for key in [key for key, held in self._held.items() if held.blob == blob]:
-            held = self._held.pop(key)
-            if allowed:
-                self._send_chunk(held)
-            else:
-                self._refuse(held)
+            self.refuse_held(blob)
+        for held in self._let_go(blob):
+            self._send_chunk(held)
+
+    def refuse_held(self, blob: Digest) -> None:
+        """Refuse the chunks of a blob that were held back."""
+        for held in self._let_go(blob):
+            self._refuse(held)
+
+    def _let_go(self, blob: Digest) -> list[ev.SendChunk]:
+        return [self._held.pop(key) for key in [key for key, held in self._held.items() if held.blob == blob]]
 
     def _refuse(self, command: ev.SendChunk) -> None:
         if (link := self.links.get(command.peer)) is not None:
@@ -197,18 +212,20 @@ class Exchange:
         if link is None:
             return
         self._held[command.peer, command.number] = command
-        if not self.content.cleared(command.blob):
+        if not self.seeder.cleared(command.blob):
+            return
+        try:
+            source = self.seeder.chunk_source(command.blob, command.index)
+        except StoreError as error:
+            source = None
+            log.error("chunk not sent to a peer", blob=command.blob, index=command.index, why=str(error))
+        if source is LATER:
             return
         del self._held[command.peer, command.number]
-        try:
-            source = self.content.chunk_source(command.blob, command.index)
-            if source is not None:
-                link.send_chunk(command.number, *source)
-                return
-            self.feed(ev.BlobEvicted(blob=command.blob))
-        except StoreError as error:
-            log.error("chunk not sent to a peer", blob=command.blob, index=command.index, why=str(error))
-        self._refuse(command)
+        if source is None:
+            self._refuse(command)
+        else:
+            link.send_chunk(command.number, *source)
 
     def _write(self, command: ev.WriteChunk) -> None:
         assert self._arrived is not None

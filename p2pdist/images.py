@@ -122,7 +122,7 @@ class Images:
         """Return a reader of a blob, which starts its pull if it is neither here nor on its way."""
         await self._gate.blob(repository, digest, self._gate.who(repository, caller))
         anew = self._gate.is_anothers(repository, digest)
-        stored = None if anew else self._puller.open_stored(digest)
+        stored = None if anew else self._puller.open_stored(repository, digest)
         if stored is not None:
             self._first_byte(digest)
             return stored

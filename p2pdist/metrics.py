@@ -67,6 +67,8 @@ class AgentCollector(Collector):
         yield from self._scheduler_metrics()
         for name, value in agent.store.statistics().items():
             yield GaugeMetricFamily(f"p2pdist_store_{name}", f"The store's {name.replace('_', ' ')}.", value)
+        failing = int(agent.upkeep.failing is not None)
+        yield GaugeMetricFamily("p2pdist_store_failing", "1 while the disk takes no bytes.", failing)
         reloads = agent.settings
         yield CounterMetricFamily("p2pdist_config_reloads", "Times that settings were reloaded.", reloads.reloads)
         failed = int(reloads.failed is not None)

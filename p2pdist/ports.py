@@ -35,6 +35,23 @@ class StoredBlob(Protocol):
     def read(self, start: int, stop: int) -> bytes:
         """Return bytes [start, stop), 0 <= start <= stop <= size_bytes."""
 
+    @property
+    def right(self) -> int:
+        """The chunks, as a set, that were lately found to be what was stored."""
+
+    def check(self, index: int, *, on_disk: bool = False) -> None:
+        """Compare a chunk with its checksum, unless that was done lately. Blocking; run it in a thread.
+
+        Args:
+            on_disk: read it from the disk itself, whatever memory has and whenever it was checked.
+
+        Raises:
+            IntegrityError: it is another or unreadable; the store has dropped the blob.
+        """
+
+    def found_whole(self) -> None:
+        """Note that all chunks were checked now, for `ChunkStore.unchecked`."""
+
     def close(self) -> None:
         """Let the blob be evicted again; idempotent."""
 
@@ -95,6 +112,15 @@ class ChunkStore(Protocol):
     def open(self, digest: Digest) -> StoredBlob | None:
         """Return the blob open for reading and mark it used, or None where it is not here whole."""
 
+    def inspect(self, digest: Digest) -> StoredBlob | None:
+        """Return what `open` does, without marking it used."""
+
+    def unchecked(self, within_s: float) -> list[Digest]:
+        """Return the blobs not checked as a whole within so long, longest ago first."""
+
+    def probe(self) -> None:
+        """Find out whether the medium takes what is written. Blocking; run it in a thread. Raises StoreError."""
+
     def contains(self, digest: Digest) -> bool: ...
 
     def home(self, digest: Digest) -> Home | None:
@@ -123,7 +149,7 @@ class ChunkStore(Protocol):
         """Delete a stored blob; one that is being read goes when its last reader closes."""
 
     def statistics(self) -> dict[str, int]:
-        """Return blobs, bytes, partial_blobs, evicted_blobs, evicted_bytes."""
+        """Return blobs, bytes, partial_blobs, evicted_blobs, evicted_bytes, checked_bytes, damaged_blobs."""
 
     def close(self) -> None:
         """Give up the directory's lock."""

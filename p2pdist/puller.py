@@ -11,7 +11,7 @@ every Arrival ends settled.
 
 from __future__ import annotations
 
-import os
+import functools
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ from p2pdist.errors import (
     TransferTimeout,
 )
 from p2pdist.fetching import Run, RunReader
+from p2pdist.seeder import Seeder
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -80,10 +81,10 @@ class Puller:
         self._exchange = exchange
         self._nursery = nursery
         self._sharing = sharing
-        self._proving: set[Digest] = set()
         self._rechecks: dict[Digest, int] = {}
         self._splits: OrderedDict[Digest, Split] = OrderedDict()
         self._runs = RunReader(origin, exchange)
+        exchange.seeder = Seeder(store, exchange, nursery, self.arrivals, sharing=sharing)
 
     # ------------------------------------------------------------ for the mirror
 
@@ -118,7 +119,11 @@ class Puller:
         try:
             if blob.size_bytes > MANIFEST_BYTES_MAX:
                 raise InvalidInput(f"{digest} has {blob.size_bytes} bytes: that is no manifest")
+            for index in range(len(blob.checksums)):
+                blob.check(index)
             return Manifest(digest, blob.media_type, blob.read(0, blob.size_bytes))
+        except IntegrityError:
+            return None
         finally:
             blob.close()
 
@@ -154,10 +159,15 @@ class Puller:
         size = self.stored_size(digest)
         return None if size is None else self._splits.get(digest, Split(from_cache=size))
 
-    def open_stored(self, digest: Digest) -> BlobReader | None:
-        """Return a reader of a blob that is here whole, else None. Raises StoreError."""
+    def open_stored(self, repository: Repository, digest: Digest) -> BlobReader | None:
+        """Return a reader of a blob that is here whole, else None; what proves damaged is pulled. Raises StoreError."""
         stored = self._store.open(digest)
-        return None if stored is None else StoredReader(stored)
+        if stored is None:
+            return None
+        pull = functools.partial(
+            self.open_blob, repository, digest, stored.size_bytes, named=True, first_byte=lambda: None
+        )
+        return StoredReader(stored, pull)
 
     async def open_blob(
         self,
@@ -180,13 +190,13 @@ class Puller:
         """
         while anew and (other := self.arrivals.get(digest)) and other.repository.registry != repository.registry:
             await other.settled.wait()
-        stored = None if anew else self.open_stored(digest)
+        stored = None if anew else self.open_stored(repository, digest)
         if stored is not None:
             first_byte()
             return stored
         arrival = await self.start(repository, digest, size_bytes)
         while arrival.ended and arrival.failure is None:  # committed while this task waited for its turn
-            if (stored := self.open_stored(digest)) is not None:
+            if (stored := self.open_stored(repository, digest)) is not None:
                 first_byte()
                 return stored
             arrival = await self.start(repository, digest, size_bytes)
@@ -273,18 +283,6 @@ class Puller:
             return None
         return memoryview(bytearray(progress.chunks.length(index)))
 
-    def chunk_source(self, blob: Digest, index: int) -> tuple[int, int, int, Callable[[], None]] | None:
-        arrival = self.arrivals.get(blob)
-        if arrival is not None and arrival.partial is not None and arrival.chunks is not None:
-            cut = arrival.chunks
-            descriptor = arrival.descriptor()
-            return descriptor, cut.start(index), cut.length(index), lambda: os.close(descriptor)
-        stored = self._store.open(blob)
-        if stored is None:
-            return None
-        cut = ChunkMap(stored.size_bytes, stored.chunk_bytes)
-        return stored.fileno(), cut.start(index), cut.length(index), stored.close
-
     def write(self, blob: Digest, index: int, data: memoryview, checksum: Checksum) -> None:
         arrival = self.arrivals.get(blob)
         if arrival is None:
@@ -356,65 +354,6 @@ class Puller:
         arrival = self.arrivals.get(blob)
         if arrival is not None and arrival.readers:
             arrival.wake()
-
-    def look_up(self, blob: Digest) -> None:
-        if self.cleared(blob):
-            self._offer_stored(blob)
-
-    def cleared(self, blob: Digest) -> bool:
-        home, arrival = self._store.home(blob), self.arrivals.get(blob)
-        if home is None or (arrival is not None and arrival.partial is not None):
-            return True  # What is on its way is shared or in no swarm; what is gone is found to be so.
-        if not home.shared:
-            allowed: bool | None = False
-        else:
-            allowed = True if home.repository is None else self._sharing.may_give(home.repository)
-        if allowed is None and home.repository is not None:
-            if blob not in self._proving:
-                self._proving.add(blob)
-                self._nursery.start_soon(self._prove, blob, home.repository)
-        elif not allowed:
-            self._exchange.clear(blob, allowed=False)
-        return bool(allowed)
-
-    async def _prove(self, blob: Digest, repository: Repository) -> None:
-        """Find out whether peers may still have a blob, and give it to those that wait for it, or withdraw it."""
-        allowed = False
-        try:
-            stored = self._store.open(blob)
-            if stored is not None:
-                stored.close()
-                allowed = await self._sharing.prove(repository, blob, manifest=bool(stored.media_type))
-        except StoreError as error:
-            log.error("stored blob not read", blob=blob, why=str(error))
-        finally:
-            self._proving.discard(blob)
-        if allowed:
-            self._offer_stored(blob)
-        else:
-            log.info("not given to peers any more: its origin does not give it to everybody", image=str(repository))
-        self._exchange.clear(blob, allowed=allowed)
-
-    def _offer_stored(self, blob: Digest) -> None:
-        try:
-            stored = self._store.open(blob)
-        except StoreError as error:
-            log.error("stored blob not read", blob=blob, why=str(error))
-            return
-        if stored is None:
-            return
-        try:
-            if blob not in self._exchange.machine.blobs:
-                self._exchange.feed(
-                    ev.BlobStored(
-                        blob=blob,
-                        size_bytes=stored.size_bytes,
-                        media_type=stored.media_type,
-                        checksums=tuple(stored.checksums),
-                    )
-                )
-        finally:
-            stored.close()
 
     def failed(self, blob: Digest, causes: list[Exception]) -> None:
         arrival = self.arrivals.get(blob)

@@ -87,7 +87,13 @@ async def test_an_agent_serves_the_mirror_and_shows_its_state(tmp_path: Path, re
         await eventually(lambda: not agent.puller.arrivals and agent.images.pulled == 1)
         ready = await get(agent.admin_at, "/readyz")
         assert (ready.status, ready.json["ready"]) == (200, True)
-        assert ready.json["parts"] == {"mirror": "ok", "scheduler": "not configured", "mdns": "off", "peers": 0}
+        assert ready.json["parts"] == {
+            "mirror": "ok",
+            "store": "ok",
+            "scheduler": "not configured",
+            "mdns": "off",
+            "peers": 0,
+        }
         status = (await get(agent.admin_at, "/status")).json
         assert status["mirror"] == str(agent.mirror_at)
         assert (status["peers"], status["pulls"], status["images_pulled"]) == ([], [], 1)

@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,23 +90,25 @@ class Work:
         self._report("stage", stage, "")
 
     def _put(self, blob: Blob) -> None:
-        partial = self._arrive(blob, 1.0)
-        self._enter("commit")
-        partial.commit(public=True).close()
-        partial.close()
+        with closing(self._start(blob)) as partial:
+            self._write(blob, partial, 1.0)
+            self._enter("commit")
+            partial.commit(public=True).close()
 
     def _leave(self, blob: Blob) -> None:
-        self._arrive(blob, 0.5).close()
+        with closing(self._start(blob)) as partial:
+            self._write(blob, partial, 0.5)
 
-    def _arrive(self, blob: Blob, part: float) -> PartialBlob:
+    def _start(self, blob: Blob) -> PartialBlob:
         self._enter("write")
-        partial = self.store.start(blob.digest, len(blob.body), CHUNK_BYTES)
+        return self.store.start(blob.digest, len(blob.body), CHUNK_BYTES)
+
+    def _write(self, blob: Blob, partial: PartialBlob, part: float) -> None:
         cut = ChunkMap(len(blob.body), CHUNK_BYTES)
         missing = [index for index in range(cut.count) if index not in partial.have()]
         for index in self._rng.sample(missing, int(len(missing) * part)):
             data = blob.body[cut.start(index) :][: cut.length(index)]
             partial.write_chunk(index, data, checksum_of(data))
-        return partial
 
     def _add(self, blob: Blob) -> None:
         self._enter("add")

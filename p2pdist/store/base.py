@@ -17,13 +17,16 @@ import functools
 import os
 import threading
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
+
+import structlog
 
 from p2pdist.core.chunkmap import ChunkMap
 from p2pdist.core.types import Home, Repository, parse_digest
 from p2pdist.core.verify import checksum_of, digest_like
-from p2pdist.errors import IntegrityError, StoreFullError
+from p2pdist.errors import IntegrityError, StoreError, StoreFullError
+from p2pdist.store.checks import Checks, Record, Tally
 from p2pdist.store.eviction import oldest, plan_eviction
 from p2pdist.store.files import translated
 from p2pdist.store.handles import ArrivingBlob, Keeper, OpenBlob
@@ -40,6 +43,10 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+_log = structlog.get_logger()
+
+DAMAGED = "stored blob is damaged; dropped, and fetched again when asked for"
+"""The event of the log."""
 _SAVE_USE_EVERY_S = 60.0
 """A blob's last use is written at most this often: it only has to survive a restart roughly."""
 _TICK_S = 1e-6
@@ -58,6 +65,7 @@ class Entry:
     home: str = ""
     handles: int = 0
     use_saved_s: float = 0.0
+    checked: Record = field(default_factory=Record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,7 @@ class BaseStore(ABC):
         self._latest_use_s = 0.0
         self._evicted_blobs = 0
         self._evicted_bytes = 0
+        self._tally = Tally()
 
     def limit(self, limits: Limits) -> None:
         """Take other limits; the next arrival is what evicts for them."""
@@ -106,7 +115,7 @@ class BaseStore(ABC):
         return None if entry is None else Home(Repository.of(entry.home) if entry.home else None, entry.public)
 
     def statistics(self) -> dict[str, int]:
-        """Return what the port promises, and `partial_bytes`; partial blobs count as evicted too."""
+        """Return what the port promises, and more to measure by; partial blobs count as evicted too."""
         with self._lock:
             return {
                 "blobs": len(self._whole),
@@ -115,6 +124,8 @@ class BaseStore(ABC):
                 "partial_bytes": sum(entry.size_bytes for entry in self._partial.values()),
                 "evicted_blobs": self._evicted_blobs,
                 "evicted_bytes": self._evicted_bytes,
+                "checked_bytes": self._tally.checked_bytes,
+                "damaged_blobs": self._tally.damaged_blobs,
             }
 
     def open(self, digest: Digest) -> StoredBlob | None:
@@ -123,18 +134,61 @@ class BaseStore(ABC):
         Raises:
             StoreError: it is here but cannot be read now, for example for want of descriptors.
         """
+        return self._open(digest, self._touch)
+
+    def inspect(self, digest: Digest) -> StoredBlob | None:
+        """Return what `open` does, without its being a use. Raises StoreError."""
+        return self._open(digest, lambda _entry: None)
+
+    def _open(self, digest: Digest, used: Callable[[Entry], None]) -> StoredBlob | None:
         with self._lock:
             entry = self._whole.get(digest)
             if entry is None:
                 return None
             opened = self._open_whole(digest)
-            if opened is not None:
-                self._touch(entry)
-                entry.handles += 1
-                return OpenBlob(digest, opened[1], opened[0], functools.partial(self._release, entry))
-            self._drop(entry)
-        self._report_gone([entry])
+            if not isinstance(opened, str):
+                used(entry)
+                return self._opened(entry, opened[1], opened[0], used)
+        self._damaged(entry, opened)
         return None
+
+    def _opened(self, entry: Entry, sidecar: Sidecar, fd: int, used: Callable[[Entry], None]) -> OpenBlob:
+        """Return the blob open on this descriptor; with the lock held."""
+        entry.handles += 1
+        checks = Checks(
+            entry.checked,
+            self._tally,
+            self._now,
+            functools.partial(self._damaged, entry),
+            functools.partial(self._found_whole, entry),
+        )
+        return OpenBlob(entry.digest, sidecar, fd, checks, functools.partial(self._release, entry, used))
+
+    def unchecked(self, within_s: float) -> list[Digest]:
+        """Return the blobs not checked as a whole within so long, as the clock has it, longest ago first."""
+        now_s = self._now()
+        with self._lock:
+            due = [entry for entry in self._whole.values() if not 0 <= now_s - entry.checked.whole_s < within_s]
+        return [entry.digest for entry in sorted(due, key=lambda entry: entry.checked.whole_s)]
+
+    def _found_whole(self, entry: Entry) -> None:
+        with self._lock:
+            entry.checked.whole_s = self._now()
+            if self._whole.get(entry.digest) is entry:
+                self._save_check(entry)
+
+    def _damaged(self, entry: Entry, why: str) -> None:
+        """Serve a blob no more; where its files stay, because the disk takes no changes, the next start finds them."""
+        with self._lock:
+            if self._whole.get(entry.digest) is not entry:
+                return
+            del self._whole[entry.digest]
+            self._tally.damaged_blobs += 1
+            _log.warning(
+                "stored blob is damaged; dropped, and fetched again when asked for", blob=entry.digest, why=why
+            )
+            self._try_to(self._detach, entry)
+        self._report_gone([entry])
 
     def start(self, digest: Digest, size_bytes: int, chunk_bytes: int, owner: str = "") -> PartialBlob:
         """As the port says. A blob that is here whole may arrive again; its commit replaces it, and it stays public.
@@ -168,7 +222,9 @@ class BaseStore(ABC):
         sidecar = Sidecar(len(body), media_type, public, cut.chunk_bytes, checksums, home)
         entry = Entry(digest, len(body), 0.0, whole=True, public=public, home=home)
         self._make_room(digest, len(body))
-        self._with_room(len(body), lambda: self._put(digest, body, sidecar, functools.partial(self._admit, entry)))
+        self._with_room(
+            len(body), lambda: self._put(digest, body, sidecar, functools.partial(self._admit, entry, cut.count))
+        )
 
     def remove(self, digest: Digest) -> None:
         """Delete a stored blob at once; those who read it keep their descriptors. No error if it is not here."""
@@ -228,17 +284,19 @@ class BaseStore(ABC):
         entry.public, entry.home = sidecar.public, sidecar.home
         with translated(f"open {entry.digest}"):
             reader = os.dup(fd)
+        admit = functools.partial(self._admit, entry, len(sidecar.checksums))
         try:
-            self._with_room(1, lambda: self._place(entry.digest, sidecar, functools.partial(self._admit, entry)))
+            self._with_room(1, lambda: self._place(entry.digest, sidecar, admit))
         except BaseException:
             os.close(reader)
             raise
         with self._lock:
-            entry.handles += 1
-        return OpenBlob(entry.digest, sidecar, reader, functools.partial(self._release, entry))
+            return self._opened(entry, sidecar, reader, self._touch)
 
-    def _admit(self, entry: Entry) -> None:
+    def _admit(self, entry: Entry, chunks: int) -> None:
         """Make the blob servable; with the lock held, in the instant when its files have their names."""
+        entry.checked.whole_s = self._now()
+        entry.checked.note((1 << chunks) - 1, entry.checked.whole_s)
         if self._partial.get(entry.digest) is entry:
             del self._partial[entry.digest]
         entry.whole = True
@@ -250,22 +308,22 @@ class BaseStore(ABC):
             entry.handles -= 1
             self._touch(entry)
             if not entry.whole and not entry.size_bytes:
-                self._drop(entry)
+                self._try_to(self._drop, entry)
         self._sweep()
 
     def _discard(self, entry: Entry) -> None:
         if entry.whole:
-            self._release(entry)
+            self._release(entry, self._touch)
             return
         with self._lock:
             entry.handles = 0
-            self._drop(entry)
+            self._try_to(self._drop, entry)
         self._sweep()
 
-    def _release(self, entry: Entry) -> None:
+    def _release(self, entry: Entry, used: Callable[[Entry], None]) -> None:
         with self._lock:
             entry.handles -= 1
-            self._touch(entry)
+            used(entry)
 
     def _touch(self, entry: Entry) -> None:
         entry.last_used_s = self._latest_use_s = max(self._now(), self._latest_use_s + _TICK_S)
@@ -310,11 +368,20 @@ class BaseStore(ABC):
         return [entry for entry in (*self._whole.values(), *self._partial.values()) if not entry.handles]
 
     def _evict(self, victims: list[Entry]) -> list[Entry]:
-        for entry in victims:
-            self._drop(entry)
-            self._evicted_blobs += 1
-            self._evicted_bytes += entry.size_bytes
-        return victims
+        """Return those that could be dropped; what their room was for fails of itself where the disk does."""
+        gone = [entry for entry in victims if self._try_to(self._drop, entry)]
+        self._evicted_blobs += len(gone)
+        self._evicted_bytes += sum(entry.size_bytes for entry in gone)
+        return gone
+
+    def _try_to(self, delete: Callable[[Entry], None], entry: Entry) -> bool:
+        """Return whether a blob's files could be deleted; where not, the next start tries again."""
+        try:
+            delete(entry)
+        except StoreError as error:
+            _log.error("files of the store stay where they are", blob=entry.digest, why=str(error))
+            return False
+        return True
 
     def _drop(self, entry: Entry) -> None:
         """Take a blob out of the index and its files off their names; with the lock held."""
@@ -336,12 +403,16 @@ class BaseStore(ABC):
         """Give up the medium."""
 
     @abstractmethod
+    def probe(self) -> None:
+        """As the port says."""
+
+    @abstractmethod
     def _free_bytes(self) -> int:
         """Return what the medium has free."""
 
     @abstractmethod
-    def _open_whole(self, digest: Digest) -> tuple[int, Sidecar] | None:
-        """Return a new descriptor and the metadata; None where the blob is damaged. Called with the lock held."""
+    def _open_whole(self, digest: Digest) -> tuple[int, Sidecar] | str:
+        """Return a new descriptor and the metadata, or how the blob is damaged. Called with the lock held."""
 
     @abstractmethod
     def _create(self, digest: Digest, cut: ChunkMap, owner: str) -> Arrival:
@@ -372,7 +443,11 @@ class BaseStore(ABC):
 
     @abstractmethod
     def _save_use(self, entry: Entry) -> None:
-        """Remember `last_used_s` across a restart; failures do not matter."""
+        """Remember `last_used_s` across a restart; failures do not matter. Called with the lock held."""
+
+    @abstractmethod
+    def _save_check(self, entry: Entry) -> None:
+        """Remember `checked.whole_s` likewise."""
 
 
 def _size(size_bytes: int) -> str:

@@ -10,6 +10,7 @@ is not hashed again when it is opened or found.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import os
@@ -27,7 +28,6 @@ from p2pdist.store.files import (
     store_error,
     sync_directory,
     translated,
-    unlink_if_there,
     write_durably,
 )
 from p2pdist.store.journal import Journal
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 PARTIAL_TTL_S = 24 * 3600.0
 """A pull that nobody has taken up for a day is not coming back."""
+
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM}
+"""What keeps a file from being opened without its being damaged."""
 
 _log = structlog.get_logger()
 
@@ -103,25 +106,30 @@ class DiskStore(BaseStore):
                     self._save_use(entry)
         os.close(fd)
 
+    def probe(self) -> None:
+        path = self._scratch_path()
+        with translated(f"write to the data directory {self._layout.root}"):
+            write_durably(path, b"probe")
+            os.unlink(path)
+
     def _free_bytes(self) -> int:
         with translated(f"measure the free space of {self._layout.root}"):
             disk = os.statvfs(self._layout.root)
         return disk.f_bavail * disk.f_frsize
 
-    def _open_whole(self, digest: Digest) -> tuple[int, Sidecar] | None:
+    def _open_whole(self, digest: Digest) -> tuple[int, Sidecar] | str:
         fd = -1
         try:
             fd = os.open(self._layout.blob(digest), os.O_RDONLY | os.O_CLOEXEC)
             sidecar = decode(read_file(self._layout.meta(digest)))
             if os.fstat(fd).st_size != sidecar.size_bytes:
-                raise ValueError("not of the blob's size")
+                raise ValueError("its size is not the one noted")
         except (OSError, ValueError) as error:
             if fd >= 0:
                 os.close(fd)
-            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            if isinstance(error, OSError) and error.errno in _PASSING:
                 raise store_error(error, f"open {digest}") from error
-            _log.warning("dropped a stored blob", digest=digest, why=str(error))
-            return None
+            return str(error)
         return fd, sidecar
 
     def _create(self, digest: Digest, cut: ChunkMap, owner: str) -> Arrival:
@@ -132,7 +140,7 @@ class DiskStore(BaseStore):
         return Arrival(fd, journal, {})
 
     def _reopen(self, digest: Digest, cut: ChunkMap, owner: str) -> Arrival | None:
-        with translated(f"resume {digest}"), contextlib.suppress(FileNotFoundError):
+        try:
             journal = Journal.reopen(self._layout.journal(digest), cut, owner)
             if journal is None:
                 return None
@@ -140,7 +148,11 @@ class DiskStore(BaseStore):
                 noted = journal.noted(cut)
                 fd = os.open(self._layout.partial(digest), os.O_RDWR | os.O_CLOEXEC)
             return Arrival(fd, journal, noted)
-        return None
+        except OSError as error:
+            if error.errno in _PASSING:
+                raise store_error(error, f"resume {digest}") from error
+            _log.warning("a partial blob cannot be read; it begins anew", blob=digest, why=str(error))
+            return None
 
     def _place(self, digest: Digest, sidecar: Sidecar, admit: Callable[[], None]) -> None:
         self._name(digest, self._layout.partial(digest), sidecar, admit)
@@ -193,7 +205,7 @@ class DiskStore(BaseStore):
             with contextlib.suppress(FileNotFoundError):
                 os.rename(data, doomed)
                 self._doomed.append(doomed)
-            unlink_if_there(companion)
+        _unlink_quietly(companion)
 
     def _sweep(self) -> None:
         while True:
@@ -206,6 +218,10 @@ class DiskStore(BaseStore):
     def _save_use(self, entry: Entry) -> None:
         with contextlib.suppress(OSError):
             os.utime(self._layout.meta(entry.digest), (entry.last_used_s, entry.last_used_s))
+
+    def _save_check(self, entry: Entry) -> None:
+        with contextlib.suppress(OSError):
+            os.utime(self._layout.blob(entry.digest), (entry.checked.whole_s, entry.checked.whole_s))
 
     def _scratch_path(self) -> str:
         return f"{self._layout.scratch}/{next(self._serial)}"

@@ -22,7 +22,8 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from p2pdist.core.verify import hash_like
+from p2pdist.core.chunkmap import ChunkMap
+from p2pdist.core.verify import checksum_of, hash_like
 from p2pdist.errors import IntegrityError
 from p2pdist.store.files import read_all, store_error, translated, write_all
 from p2pdist.store.sidecar import Sidecar
@@ -30,9 +31,9 @@ from p2pdist.store.sidecar import Sidecar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from p2pdist.core.chunkmap import ChunkMap
     from p2pdist.core.types import Checksum, Digest
     from p2pdist.ports import StoredBlob
+    from p2pdist.store.checks import Checks
 
 HASH_STEP_BYTES = 1 << 20
 """One read; between two of them another thread may close or reject."""
@@ -41,7 +42,7 @@ HASH_STEP_BYTES = 1 << 20
 class OpenBlob:
     """A `StoredBlob`: owns one descriptor until `close`."""
 
-    def __init__(self, digest: Digest, sidecar: Sidecar, fd: int, release: Callable[[], None]) -> None:
+    def __init__(self, digest: Digest, sidecar: Sidecar, fd: int, checks: Checks, release: Callable[[], None]) -> None:
         self.digest = digest
         self.size_bytes = sidecar.size_bytes
         self.media_type = sidecar.media_type
@@ -49,7 +50,12 @@ class OpenBlob:
         self.chunk_bytes = sidecar.chunk_bytes
         self.checksums = sidecar.checksums
         self._fd = fd
+        self._checks = checks
         self._release = release
+
+    @property
+    def right(self) -> int:
+        return self._checks.right
 
     def fileno(self) -> int:
         if self._fd < 0:
@@ -61,6 +67,28 @@ class OpenBlob:
             raise ValueError(f"bytes [{start}, {stop}) of a blob of {self.size_bytes}")
         with translated(f"read {self.digest}"):
             return read_all(self.fileno(), start, stop)
+
+    def check(self, index: int, *, on_disk: bool = False) -> None:
+        if self.right >> index & 1 and not on_disk:
+            return
+        cut = ChunkMap(self.size_bytes, self.chunk_bytes)
+        start, size_bytes = cut.start(index), cut.length(index)
+        if on_disk:
+            os.posix_fadvise(self.fileno(), start, size_bytes, os.POSIX_FADV_DONTNEED)
+        try:
+            right = checksum_of(read_all(self.fileno(), start, start + size_bytes)) == self.checksums[index]
+            why = f"chunk {index} is not what was stored"
+        except OSError as error:
+            right, why = False, f"chunk {index} cannot be read: {error.strerror}"
+        if on_disk:  # what nobody asked for takes nobody's place in memory
+            os.posix_fadvise(self.fileno(), start, size_bytes, os.POSIX_FADV_DONTNEED)
+        if not right:
+            self._checks.damaged(why)
+            raise IntegrityError(f"{self.digest} is damaged on this node's disk: {why}; it is fetched again")
+        self._checks.passed(index, size_bytes)
+
+    def found_whole(self) -> None:
+        self._checks.whole()
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1

@@ -2,7 +2,8 @@
 """Where things are in the data directory.
 
     lock                          held by the one agent that uses the directory; names its process
-    blobs/sha256/ab/<hex>         a whole, verified blob; blobs/sha512/ab/<hex> where its digest is of that kind
+    blobs/sha256/ab/<hex>         a whole, verified blob; its mtime is when all of it was last found to be right;
+                                  blobs/sha512/ab/<hex> where its digest is of that kind
     blobs/sha256/ab/<hex>.meta    its sidecar; its mtime is the blob's last use
     partial/<hex>                 a blob that is arriving, preallocated
     partial/<hex>.journal         which of its chunks are here

@@ -70,10 +70,13 @@ class MemoryStore(BaseStore):
             self._whole.clear()
             self._partial.clear()
 
+    def probe(self) -> None:
+        pass
+
     def _free_bytes(self) -> int:
         return sys.maxsize
 
-    def _open_whole(self, digest: Digest) -> tuple[int, Sidecar] | None:
+    def _open_whole(self, digest: Digest) -> tuple[int, Sidecar]:
         fd, sidecar = self._stored[digest]
         with translated(f"open {digest}"):
             return os.dup(fd), sidecar
@@ -121,6 +124,9 @@ class MemoryStore(BaseStore):
         pass
 
     def _save_use(self, entry: Entry) -> None:
+        pass
+
+    def _save_check(self, entry: Entry) -> None:
         pass
 
 

@@ -60,10 +60,10 @@ def decode(encoded: bytes) -> Sidecar:
     """
     packed, seal = encoded[:-CHECKSUM_BYTES], encoded[-CHECKSUM_BYTES:]
     if not packed or checksum_of(packed) != seal:
-        raise ValueError("damaged")
+        raise ValueError("its sidecar is damaged")
     fields: Any = msgpack.unpackb(packed)
     if fields.pop("version") != _VERSION:
-        raise ValueError("of another version")
+        raise ValueError("its sidecar is of another version")
     joined = fields.pop("checksums")
     checksums = tuple(Checksum(joined[at : at + CHECKSUM_BYTES]) for at in range(0, len(joined), CHECKSUM_BYTES))
     return Sidecar(checksums=checksums, **fields)
