@@ -139,7 +139,7 @@ class Swarm:
         }
         slow = set(self.rng.sample(range(plan.nodes), round(plan.nodes * plan.slow_ratio)))
         before_s = 0.0 if plan.scheduler else MEET_S
-        for start in plan.arrivals.batches(plan.nodes, self.rng)[0]:
+        for start in plan.arrivals.batches(plan.nodes, Random(plan.seed))[0]:
             self._join(before_s + start.offset_s, slow=start.node in slow)
         self._pioneers = plan.nodes
         if plan.scheduler:

@@ -7,14 +7,14 @@ nothing new. Who was declined for want of room is told when there is some.
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING
 
-from p2pdist.core.chunkmap import MAX_CHUNK_BYTES, chunk_set, members
+from p2pdist.core.chunkmap import MAX_CHUNK_BYTES
 from p2pdist.core.events import TakeChunk
 from p2pdist.core.peerbook import Download
 from p2pdist.core.rate import TokenBucket
-from p2pdist.core.select import WINDOW_FRACTION, rarest
+from p2pdist.core.select import rarest
+from p2pdist.core.swap import Swap
 from p2pdist.core.wire import Cancel, Decline, Room
 from p2pdist.errors import RemoteProtocolError
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from p2pdist.core.progress import Progress
     from p2pdist.core.racks import Racks
     from p2pdist.core.state import SwarmState
+    from p2pdist.core.swap import Fresh
     from p2pdist.core.types import Digest, PeerId
 
 DEADLINE_S = 10.0
@@ -43,9 +44,6 @@ CROWD = 6
 serves the readers better."""
 LOOK_S = 0.5
 """With a limit: what may be saved up, beyond a chunk, until the next look for room."""
-SPAN = 8
-"""Of what a single seed has, each that wants it takes one of the next chunks at random, so many for each of them: then
-they have something to swap, and the seed's link carries each chunk about once."""
 HUNGRY_S = 0.05
 """A node with less than half of its downloads under way says so, at most this often, while it lacks more than these."""
 
@@ -56,6 +54,7 @@ class Taking:
     def __init__(self, state: SwarmState, fetching: Callable[[], int], racks: Racks) -> None:
         self._state = state
         self._racks = racks
+        self._swap = Swap(state)
         self._fetching = fetching
         self._downloads = 0
         self._waiting: dict[PeerId, None] = {}
@@ -114,7 +113,7 @@ class Taking:
         times the bound instead of 1.29).
         """
         rng = self._state.rng
-        news: tuple[Progress, int] | None = None
+        news: tuple[Fresh, Progress] | None = None
         window: tuple[Progress, int] | None = None
         best: tuple[Progress, int] | None = None
         for progress in self._state.wanted():
@@ -124,12 +123,9 @@ class Taking:
                 continue
             if free & 1 and 0 in progress.heads.values():
                 return progress, 0
-            if news is not None:
-                continue
-            if (alone := free & ~progress.spread) and (index := self._news(peer, progress, alone)) is not None:
-                news = progress, index
-                continue
-            if window is not None:
+            if (fresh := self._news(peer, progress, free)) is not None:
+                news = (fresh, progress) if news is None or fresh[:2] < news[0][:2] else news
+            if news is not None or window is not None:
                 continue
             if urgent := free & progress.window:
                 window = progress, urgent
@@ -138,21 +134,17 @@ class Taking:
             if best is None or progress.holders[index] < best[0].holders[best[1]]:
                 best = progress, index
         if news is not None:
-            return news
+            return news[1], news[0][2]
         if window is not None:
             return window[0], rarest(window[1], window[0].holders, rng)
         return best or self._pick_again(peer)
 
-    def _news(self, peer: Peer, progress: Progress, alone: int) -> int | None:
-        """Return what to take before all windows of the chunks that this peer alone has, or None."""
-        peers = self._state.book.peers
-        if progress.blob in peer.wants:
-            return alone.bit_length() - 1 if len(peers) >= CROWD else None
-        others = sum(1 for other in peers.values() if progress.blob in other.wants)
-        if not others or alone.bit_count() <= progress.count // WINDOW_FRACTION:
-            return None
-        some = chunk_set(islice(members(alone), SPAN * (others + 1)))
-        return rarest(some, progress.holders, self._state.rng)
+    def _news(self, peer: Peer, progress: Progress, free: int) -> Fresh | None:
+        """Return what to take before all windows: the newest that this peer alone has, or what only seeds have."""
+        if progress.blob not in peer.wants:
+            return self._swap.fresh(progress, free)
+        alone = free & ~progress.spread
+        return (0, False, alone.bit_length() - 1) if alone and len(self._state.book.peers) >= CROWD else None
 
     def _pick_again(self, peer: Peer) -> tuple[Progress, int] | None:
         """Return a chunk that is on its way already, but for long (the endgame), or None."""
@@ -255,6 +247,7 @@ class Taking:
 
     def ticked(self) -> None:
         """Use the room that there is, also for chunks that those of our rack whose turn it was did not import."""
+        self._swap.prune()
         for progress, index in self._racks.look(self._downloads):
             if self._room() > 0:
                 self.call_for(progress, index)

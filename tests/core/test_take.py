@@ -10,8 +10,7 @@ import pytest
 from p2pdist.core import events as ev
 from p2pdist.core.chunkmap import MAX_CHUNK_BYTES
 from p2pdist.core.reputation import BAN_S
-from p2pdist.core.select import WINDOW_FRACTION
-from p2pdist.core.take import CROWD, DEADLINE_S, FETCH_ROOM, HUNGRY_S, LOOK_S, MIN_DEADLINE_S, SPAN
+from p2pdist.core.take import CROWD, DEADLINE_S, FETCH_ROOM, HUNGRY_S, LOOK_S, MIN_DEADLINE_S
 from p2pdist.core.wire import Cancel, Decline, Grant, Lease, Refuse, Room, Unshare
 from p2pdist.errors import RemoteProtocolError
 from tests.script import B, Script, fetch, have, send, share, take, write
@@ -134,25 +133,6 @@ def test_in_a_crowd_what_one_neighbour_alone_has_comes_before_a_window_the_newes
     (urgent,) = script.says(2, Grant(3))
     assert isinstance(urgent, ev.TakeChunk)
     assert 10 <= urgent.index < 16
-
-
-@pytest.mark.parametrize("others", [0, 2])
-def test_what_a_single_seed_has_is_taken_in_no_order_by_several_that_want_it(others: int) -> None:
-    chunks, taken = 200, set[int]()
-    for seed in range(40):
-        script = Script(scheduled=True, seed=seed)
-        script.connect(*range(2, 3 + others))
-        script.start(chunks)
-        script.machine.handle(ev.HeadMoved(blob=B, reader=1, index=1), script.now)
-        script.says(2, share(range(1, chunks), size=chunks * share().size_bytes // 4, wants=False))
-        for number in range(3, 3 + others):
-            script.says(number, share([], size=chunks * share().size_bytes // 4))
-        (first,) = script.says(2, Grant(1))
-        assert isinstance(first, ev.TakeChunk)
-        taken.add(first.index)
-    window = chunks // WINDOW_FRACTION
-    assert (max(taken) > window) == (others > 0)
-    assert max(taken) <= max(window, SPAN * (others + 1))
 
 
 def test_of_several_blobs_the_rarest_chunk_of_all_is_taken_and_equals_go_to_the_first() -> None:
