@@ -459,7 +459,7 @@ class World:
             machine = node.machine
             assert not machine.busy
             leasing, taking = machine._leasing, machine._taking
-            left = [leasing._fetching, leasing._due, leasing._owned, taking._waiting]
+            left = [leasing._fetching, leasing._due, leasing._ranked, taking._waiting]
             left += [peer.uploads for peer in machine.book.peers.values()]
             left += [peer.downloads for peer in machine.book.peers.values()]
             left += [progress.asked for progress in machine.blobs.values()]

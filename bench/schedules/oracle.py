@@ -275,7 +275,7 @@ class Watch:
                 "fetches": machine._leasing._fetching,
                 "due": machine._leasing._due,
                 "granted": machine._leasing._granted,
-                "owned": machine._leasing._owned,
+                "ranked": machine._leasing._ranked,
                 "waiting": machine._taking._waiting,
                 "uploads": [peer.uploads for peer in machine.book.peers.values() if peer.uploads],
                 "downloads": [peer.downloads for peer in machine.book.peers.values() if peer.downloads],

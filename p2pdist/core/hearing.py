@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from p2pdist.core.chunkmap import ChunkMap, chunk_set, members
 from p2pdist.core.events import ForgetChunks, LookUp
-from p2pdist.core.lease import holder_of
 from p2pdist.core.peerbook import MAX_SHARED_BLOBS
 from p2pdist.core.progress import MAX_WHOLE_BYTES, read_share
 from p2pdist.core.reputation import Offence
@@ -116,7 +115,7 @@ class Hearing:
         for index, checksum in words:
             if index in settled:
                 continue
-            if swarm is not None and holder_of(progress.blob, index, swarm) == peer.peer_id:
+            if swarm is not None and self._leasing.vouches(peer.peer_id, progress, index, swarm):
                 progress.vouchers.settle(index, checksum)
             elif not progress.vouchers.claim(index, checksum, peer.peer_id):
                 continue

@@ -49,6 +49,15 @@ REACH_PER_MEMBER = 2
 """Without a scheduler: how many chunks past the first that nobody has may be fetched, per member."""
 STEP_IN_S = 3.0
 """Without a scheduler: the next in rank fetches a chunk that nobody has got for so long."""
+LEFT_ALONE = 6
+"""Without a scheduler: who has no chunk of its own left to fetch takes over chunks of a member that has more than so
+many left, as second in rank and from the end. The member itself begins at the front, so that the two do not meet: what
+chance, or a slow connection, left with one member is fetched by all."""
+TAIL_PER_MEMBER = 4
+"""And only when no more chunks than so many for each member are left: before, the origin's link is busy anyway."""
+MANY = 4
+"""Members from which on chunks are taken over. The word of both who may fetch a chunk counts there; among fewer it
+would be nearly everybody's."""
 NEWS_S = 3.0
 """Who has wanted a blob for less may have been unknown to another member when that one began to fetch: by then an
 announcement has come, and what was being fetched has too."""
@@ -99,7 +108,8 @@ class Leasing:
         """Chunks whose fetch, leased or not, the scheduler is to hear the end of."""
         self._granted: set[tuple[Digest, int]] = set()
         """Chunks being fetched because the scheduler leased them to us."""
-        self._owned: dict[Digest, tuple[frozenset[PeerId], dict[int, bool]]] = {}
+        self._ranked: dict[Digest, tuple[frozenset[PeerId], dict[int, tuple[PeerId, PeerId]]]] = {}
+        """First and second in rank for chunks of a blob, as long as its swarm has these members."""
 
     def fetching(self) -> int:
         """Return how many requests are running."""
@@ -141,6 +151,11 @@ class Leasing:
         for key in self._fetching:
             if key[0] == blob and key in self._due:
                 self.tell(Renew(*key))
+
+    def vouches(self, peer: PeerId, progress: Progress, index: int, swarm: frozenset[PeerId]) -> bool:
+        """Return whether this peer's word on a chunk counts: that of one who is to have it from the origin."""
+        ranks = 2 if len(swarm) >= MANY else 1
+        return peer in swarm and rank_of(peer, progress.blob, index, swarm) < ranks
 
     def leased(self, message: Lease) -> None:
         """Take in a lease of the scheduler's: fetch, or give it back."""
@@ -214,7 +229,7 @@ class Leasing:
 
     def hush(self, blob: Digest) -> None:
         """Fetch what is being fetched of a blob, but coordinate with nobody any more."""
-        self._owned.pop(blob, None)
+        self._ranked.pop(blob, None)
         self._due = {key for key in self._due if key[0] != blob}
 
     def fetch_run(self, progress: Progress, index: int, free: int) -> int:
@@ -268,6 +283,38 @@ class Leasing:
                 return
             if self._may_fetch(progress, settled=settled):
                 self._fetch_own(progress, progress.full)
+        if settled and not self._requests:
+            self._take_over()
+
+    def _take_over(self) -> None:
+        """Fetch a chunk of a member that has many left, if there is one for which we come next."""
+        left: dict[PeerId, int] = {}
+        ours: list[tuple[Progress, int, PeerId]] = []
+        crowds = [(progress, self.swarm_of(progress), self._free(progress)) for progress in self._state.wanted()]
+        crowds = [crowd for crowd in crowds if len(crowd[1]) >= MANY and self._may_fetch(crowd[0], settled=True)]
+        most = TAIL_PER_MEMBER * max((len(swarm) for _, swarm, _ in crowds), default=0)
+        if sum(free.bit_count() for _, _, free in crowds) > most:
+            return
+        for progress, swarm, free in crowds:
+            for index in members(free):
+                first, second = self._first_two(progress, index, swarm)
+                left[first] = left.get(first, 0) + 1
+                if second == self._state.peer_id:
+                    ours.append((progress, index, first))
+        for progress, index, first in reversed(ours):
+            if left[first] > LEFT_ALONE:
+                self.fetch(progress, [index])
+                return
+
+    def _first_two(self, progress: Progress, index: int, swarm: frozenset[PeerId]) -> tuple[PeerId, PeerId]:
+        """Return the two members that come first in rank for a chunk; the swarm has at least two."""
+        known = self._ranked.get(progress.blob)
+        if known is None or known[0] != swarm:
+            known = self._ranked[progress.blob] = (swarm, {})
+        if index not in known[1]:
+            second, first = sorted(swarm, key=lambda member: weight(progress.blob, index, member))[-2:]
+            known[1][index] = first, second
+        return known[1][index]
 
     def _free(self, progress: Progress) -> int:
         return progress.full & ~(progress.have | progress.held | progress.inflight)
@@ -337,16 +384,11 @@ class Leasing:
             return None
         if len(swarm) == 1:
             return lowest(free & progress.window or free)
-        known = self._owned.get(progress.blob)
-        if known is None or known[0] != swarm:
-            known = self._owned[progress.blob] = (swarm, {})
-        owned = known[1]
         patience = int((state.now - progress.progress_at) / STEP_IN_S)
         for nth, index in enumerate(members(free)):
             if nth >= REACH_PER_MEMBER * len(swarm):
                 return None
-            if index not in owned:
-                owned[index] = holder_of(progress.blob, index, swarm) == state.peer_id
-            if owned[index] or (patience and rank_of(state.peer_id, progress.blob, index, swarm) <= patience):
+            own = self._first_two(progress, index, swarm)[0] == state.peer_id
+            if own or (patience and rank_of(state.peer_id, progress.blob, index, swarm) <= patience):
                 return index
         return None

@@ -7,7 +7,7 @@ import pytest
 
 from p2pdist.core import events as ev
 from p2pdist.core import wire
-from p2pdist.core.lease import NEWS_S, holder_of
+from p2pdist.core.lease import NEWS_S, holder_of, rank_of
 from p2pdist.core.peerbook import MAX_SHARED_BLOBS
 from p2pdist.core.wire import Grant, Lease, Room, Unshare
 from p2pdist.errors import RemoteProtocolError
@@ -44,6 +44,20 @@ def test_the_word_of_the_lease_holder_by_rendezvous_settles_a_checksum() -> None
     for index in range(4):
         script.says(2, have(index))
         assert (index in script.machine.blobs[B].vouchers.settled) == (holder_of(B, index, swarm) == peer(2))
+
+
+def test_in_larger_swarms_the_word_of_the_second_in_rank_counts_too_for_it_may_take_over() -> None:
+    script = Script()
+    script.connect(2, 3, 4)
+    script.start()
+    for number in (2, 3, 4):
+        script.says(number, share())
+    script.tick(NEWS_S)
+    swarm = [ME, peer(2), peer(3), peer(4)]
+    for index in range(4):
+        script.says(2, have(index))
+        counts = rank_of(peer(2), B, index, swarm) < 2
+        assert (index in script.machine.blobs[B].vouchers.settled) == counts
 
 
 def test_while_a_crowd_arrives_the_word_of_whom_its_elders_do_not_outrank_settles_a_checksum() -> None:

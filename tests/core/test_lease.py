@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from p2pdist.core import events as ev
 from p2pdist.core.lease import (
     LEASES,
+    LEFT_ALONE,
+    MANY,
     NEVER,
     REACH_PER_MEMBER,
     RENEW_S,
     SETTLE_S,
     STEP_IN_S,
+    TAIL_PER_MEMBER,
     holder_of,
     rank_of,
     weight,
@@ -289,6 +292,39 @@ def test_the_next_in_rank_steps_in_for_a_member_that_does_nothing() -> None:
     assert fetches(script.tick(SETTLE_S + STEP_IN_S)) == [0]
 
 
+CROWD = [ME, peer(2), peer(3), peer(4)]
+
+
+def crowd_where_peer_2_has_left(chunks: int, left: int, members: int = 4) -> Script:
+    """A swarm that has all but the last chunks that are peer 2's to fetch, so many of them."""
+    crowd = CROWD[:members]
+    theirs = [index for index in range(chunks) if holder_of(B, index, crowd) == peer(2)][-left:]
+    script = Script()
+    script.connect(*range(2, members + 1))
+    script.start(chunks)
+    there = [index for index in range(chunks) if index not in theirs]
+    for number in range(2, members + 1):
+        script.says(number, share(there, size=chunks * CHUNK))
+    return script
+
+
+def test_who_has_nothing_left_to_fetch_takes_over_from_the_end_what_one_member_has_left() -> None:
+    script = crowd_where_peer_2_has_left(64, LEFT_ALONE + 10)
+    ours = [index for index in range(64) if [rank_of(who, B, index, CROWD) for who in (peer(2), ME)] == [0, 1]]
+    assert fetches(script.tick(SETTLE_S)) == [ours[-1]]
+    assert fetches(script.tick(SETTLE_S + 0.1)) == []
+    assert fetches(script.arrives(None, ours[-1])) == [ours[-2]]
+
+
+@pytest.mark.parametrize(
+    ("left", "members"),
+    [(LEFT_ALONE, 4), (4 * TAIL_PER_MEMBER + 1, 4), (LEFT_ALONE + 4, MANY - 1)],
+    ids=["few are left", "many are left", "a small swarm"],
+)
+def test_no_chunk_is_taken_over_where(left: int, members: int) -> None:
+    assert fetches(crowd_where_peer_2_has_left(100, left, members).tick(SETTLE_S)) == []
+
+
 def test_what_a_peer_has_is_not_fetched() -> None:
     script = Script()
     script.connect(2)
@@ -346,4 +382,4 @@ def test_a_verified_blob_leaves_nothing_behind() -> None:
         script.arrives(None, index, word=checksum(index))
     script.on(ev.BlobVerified(blob=B))
     leasing = script.machine._leasing
-    assert not any([leasing._fetching, leasing._due, leasing._owned, leasing._granted])
+    assert not any([leasing._fetching, leasing._due, leasing._ranked, leasing._granted])
