@@ -7,6 +7,7 @@
       ProtocolError
         LocalProtocolError      our bug: crash the task
         RemoteProtocolError     their bug: drop the peer
+          FloodError            more than any honest peer says
       IntegrityError            bytes that do not match their digest or checksum
       TransferError             try another source
         PeerUnavailable
@@ -48,6 +49,10 @@ class LocalProtocolError(ProtocolError):
 
 class RemoteProtocolError(ProtocolError):
     """The other side sent what the protocol forbids."""
+
+
+class FloodError(RemoteProtocolError):
+    """The other side sends more messages than any honest one would."""
 
 
 class IntegrityError(P2PDistError):

@@ -19,7 +19,7 @@ from p2pdist.core import events as ev
 from p2pdist.core.addresses import telling
 from p2pdist.core.pull import TICK_S
 from p2pdist.core.racks import place_of
-from p2pdist.core.wire import Ask, Checksums, Have, Hello, Neighbours, Refuse, Resolved, Share, Take
+from p2pdist.core.wire import Ask, Cancel, Checksums, Have, Hello, Neighbours, Refuse, Resolved, Share, Take
 from p2pdist.errors import RemoteProtocolError, StoreError
 
 if TYPE_CHECKING:
@@ -132,10 +132,16 @@ class Exchange:
                 with trio.move_on_after(IDLE_TICK_S):
                     await self._active.wait()
             await trio.sleep(TICK_S)
-            self.feed(ev.Ticked())
+            awaited = self.machine.awaited(trio.current_time())
+            received = {peer: self.links[peer].received_bytes for peer in awaited if peer in self.links}
+            self.feed(ev.Ticked(received=received))
 
     def _carry_out(self, command: ev.Command) -> None:
         match command:
+            case ev.Send(message=Cancel() as message):
+                if (link := self.links.get(command.peer)) is not None:
+                    link.send(message)
+                    link.abandon(message.number)
             case ev.Send():
                 if (link := self.links.get(command.peer)) is not None:
                     link.send(command.message)

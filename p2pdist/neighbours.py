@@ -8,6 +8,7 @@ smaller peer id dialled. A peer that does not answer is tried again after a grow
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ import trio
 from p2pdist.core.addresses import telling
 from p2pdist.core.reputation import Offence
 from p2pdist.core.wire import Decoder, Hello, PeerAddress
-from p2pdist.errors import P2PDistError, PeerUnavailable, RemoteProtocolError
+from p2pdist.errors import FloodError, P2PDistError, PeerUnavailable, RemoteProtocolError
 from p2pdist.net.peer_link import PeerLink, connect, detach, greet
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ MAX_KNOWN = 4096
 MAX_DIALS = 16
 MAX_GREETING = 64
 """Inbound connections that have not said who they are; more are closed at once."""
+MAX_PER_ADDRESS = 16
+"""Of these, and of connections, from one address (not loopback): a single host must not take all places. Agents behind
+one address translator share them."""
 FIRST_PAUSE_S = 1.0
 LAST_PAUSE_S = 60.0
 SCHEDULER_TRIES = 4
@@ -62,13 +66,16 @@ class Neighbourhood:
         self, own_hello: Callable[[], Hello], *, degree: int, max_peers: int, upload_limit: TokenBucket | None = None
     ) -> None:
         self.known: dict[PeerId, _Known] = {}
+        self.telling = telling
+        """Which address tells one machine from another."""
         self._own_hello = own_hello
         self._degree = degree
         self._max_peers = max_peers
         self._upload_limit = upload_limit
         self._dials = trio.CapacityLimiter(MAX_DIALS)
         self._dialling = 0
-        self._greeting = 0
+        self._greeting: Counter[str] = Counter()
+        """Inbound connections that have not said who they are, by address."""
         self._changed = trio.Event()
 
     def limit_uploads(self, limit: TokenBucket | None) -> None:
@@ -142,17 +149,18 @@ class Neighbourhood:
 
     async def accept(self, stream: trio.SocketStream) -> None:
         """Serve a peer that dialled us, until it goes; nothing that it does ends the agent."""
-        if self._greeting >= MAX_GREETING:
+        place = self._place_of(stream)
+        if self._greeting.total() >= MAX_GREETING or (place and self._greeting[place] >= MAX_PER_ADDRESS):
             await trio.aclose_forcefully(stream)
             return
-        self._greeting += 1
+        self._greeting[place] += 1
         try:
             link = await self._greet(detach(stream), dialled=False, source="inbound", expected=None)
         except P2PDistError as error:
             log.debug("inbound peer refused", why=str(error))
             return
         finally:
-            self._greeting -= 1
+            self._greeting -= Counter((place,))
         await self._run(link)
 
     async def _greet(self, sock: socket.socket, *, dialled: bool, source: str, expected: PeerId | None) -> PeerLink:
@@ -184,7 +192,8 @@ class Neighbourhood:
         except RemoteProtocolError as error:
             why = str(error)
             log.warning("peer broke the protocol", peer=link.peer_id, address=link.address, why=why)
-            self.exchange.offended(link.peer_id, Offence.PROTOCOL, why)
+            offence = Offence.FLOOD if isinstance(error, FloodError) else Offence.PROTOCOL
+            self.exchange.offended(link.peer_id, offence, why)
         except P2PDistError as error:
             why = str(error)
         finally:
@@ -199,7 +208,7 @@ class Neighbourhood:
         if expected is not None and peer != expected:
             self.known.pop(expected, None)
             raise PeerUnavailable(f"another agent listens there than the one expected ({expected})")
-        if self.exchange.machine.book.is_banned(peer, now, telling(link.host)):
+        if self.exchange.machine.book.is_banned(peer, now, self.telling(link.host)):
             raise PeerUnavailable("the peer is banned for now")
         old = self.exchange.links.get(peer)
         if old is not None:
@@ -210,5 +219,18 @@ class Neighbourhood:
             self.exchange.remove_link(old)
         elif len(self.exchange.links) >= self._max_peers:
             raise PeerUnavailable(f"there are {self._max_peers} connections already")
+        elif not link.dialled and self._connected_from(self.telling(link.host)) >= MAX_PER_ADDRESS:
+            raise PeerUnavailable(f"there are {MAX_PER_ADDRESS} connections from {link.host} already")
         self.exchange.add_link(link)
         log.debug("peer connected", peer=peer, address=link.address, source=link.source)
+
+    def _connected_from(self, place: str) -> int:
+        """Return the connections from an address; 0 where it tells nobody apart."""
+        return sum(self.telling(link.host) == place for link in self.exchange.links.values()) if place else 0
+
+    def _place_of(self, stream: trio.SocketStream) -> str:
+        """Return where a connection comes from; empty where that tells nobody apart."""
+        try:
+            return self.telling(stream.socket.getpeername()[0])
+        except OSError:
+            return ""

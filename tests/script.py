@@ -105,12 +105,18 @@ class Script:
         scheduled: bool = False,
         upload_slots: int = 4,
         downloads: int = 6,
+        peer_chunks: int = 100,
         seed: int = 0,
         rack: str = "",
         download_bytes_per_s: int = 0,
     ) -> None:
         settings = PullSettings(
-            upload_slots=upload_slots, downloads=downloads, rack=rack, download_bytes_per_s=download_bytes_per_s
+            upload_slots=upload_slots,
+            downloads=downloads,
+            peer_chunks=peer_chunks,
+            stranger_chunks=peer_chunks,
+            rack=rack,
+            download_bytes_per_s=download_bytes_per_s,
         )
         self.machine = PullMachine(ME, Random(seed), settings)
         self.now = 0.0

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from p2pdist.core.chunkmap import MIN_CHUNK_BYTES, ChunkMap, to_bytes
+from p2pdist.core.state import PullSettings
 from p2pdist.core.types import Descriptor, Digest, PeerId
 from p2pdist.core.verify import checksum_of
 from p2pdist.core.wire import (
@@ -199,7 +200,7 @@ async def test_a_peer_that_does_not_deliver_costs_time_and_no_byte(
     async with running(node), trio.open_nursery() as nursery:
         await nursery.start(peer.run, node)
         await node.puller.prefetch(REPOSITORY, [descriptor(digest)])
-        await eventually(lambda: len(peer.heard(Take)) == 4)
+        await eventually(lambda: len(peer.heard(Take)) == PullSettings().stranger_chunks)
         if ending == "hangs up":
             await peer.stream.aclose()
         if ending == "refuses":

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import socket
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,8 +14,9 @@ import trio
 
 from p2pdist.core.reputation import BAN_S, Offence
 from p2pdist.core.types import PeerId
-from p2pdist.core.wire import VERSION, Decoder, Grant, Hello, PeerAddress, encode, span_header
-from p2pdist.neighbours import FIRST_PAUSE_S, LAST_PAUSE_S, MAX_GREETING, SCHEDULER_TRIES, YOUNG_S
+from p2pdist.core.wire import MESSAGE_BYTES, VERSION, Decoder, Grant, Hello, PeerAddress, Room, encode, span_header
+from p2pdist.neighbours import FIRST_PAUSE_S, LAST_PAUSE_S, MAX_GREETING, MAX_PER_ADDRESS, SCHEDULER_TRIES, YOUNG_S
+from p2pdist.net.peer_link import FLOOD_BYTES
 from p2pdist.store.memory import MemoryStore
 from tests.nodes import FakeOrigin, Node, eventually, no_descriptor_left, running
 
@@ -315,6 +317,39 @@ async def test_strangers_that_say_nothing_are_closed_before_they_are_many(
         await eventually(lambda: node.peers == {2})
         for stream in (*silent, one_more, again):
             await stream.aclose()
+
+
+async def test_one_address_does_not_take_all_places(make: Callable[..., Node], quick_clock: MockClock) -> None:
+    node = make(1)
+    node.neighbourhood.telling = lambda host: host
+    async with running(node):
+        silent = [await trio.open_tcp_stream("127.0.0.1", node.port) for _ in range(MAX_PER_ADDRESS)]
+        for stream in silent:
+            assert await stream.receive_some(4096)
+        one_more = await trio.open_tcp_stream("127.0.0.1", node.port)
+        assert await is_closed(one_more)
+        for stream in silent:
+            await stream.aclose()
+        await trio.sleep(10)
+        greeted = [await dial(node, hello_of(number)) for number in range(2, 2 + MAX_PER_ADDRESS)]
+        await eventually(lambda: len(node.peers) == MAX_PER_ADDRESS)
+        refused = await dial(node, hello_of(99))
+        assert await is_closed(refused)
+        assert not node.neighbourhood._greeting
+        for stream in (*greeted, one_more, refused):
+            await stream.aclose()
+
+
+async def test_a_flood_is_an_offence_of_its_own(make: Callable[..., Node], quick_clock: MockClock) -> None:
+    node = make(1)
+    async with running(node):
+        stream = await dial(node, hello_of(2))
+        with suppress(trio.BrokenResourceError):
+            for _ in range(2 * FLOOD_BYTES // (1000 * MESSAGE_BYTES)):
+                await stream.send_all(encode(Room()) * 1000)
+        await eventually(lambda: bool(node.machine.book.reputation.bans))
+        assert node.machine.book.reputation.bans == {Offence.FLOOD: 1}
+        await stream.aclose()
 
 
 # --------------------------------------------------------------------- pauses

@@ -185,6 +185,9 @@ class SwarmMoved:
 class Ticked:
     """Some time has passed; comes every TICK_S while anything is going on."""
 
+    received: Mapping[PeerId, int] | None = None
+    """Bytes of chunks that came so far on the links of PullMachine.awaited; None: not known."""
+
 
 Event = (
     PullStarted

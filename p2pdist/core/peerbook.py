@@ -15,6 +15,8 @@ MAX_SHARED_BLOBS = 4096
 """Blobs remembered per peer; more than any node pulls at once, few enough to bound memory."""
 FAILURES_TO_DROP = 4
 """Chunks in a row that came too late before the connection is given up."""
+MOVED_BYTES = 16 * 1024
+"""A peer that has sent less of its chunks meanwhile has sent nothing."""
 
 
 @dataclass(slots=True)
@@ -24,7 +26,6 @@ class Download:
     blob: Digest
     index: int
     since: float
-    deadline: float
     late: bool = False
 
 
@@ -66,6 +67,18 @@ class Peer:
     told_at: int = -1
     """Our gains when it was last told of them."""
     failures: int = 0
+    granted: int = 0
+    """The last grant of its: their numbers grow."""
+    received: int = 0
+    """Bytes of chunks that had come on its link when they last grew by MOVED_BYTES, ..."""
+    moved_at: float = 0.0
+    """... and when that was."""
+    refusals: int = 0
+    """Chunks that it announced and did not send, one by one forgiven for those that it sent."""
+    clogged: set[int] = field(default_factory=set)
+    """Chunks of ours that it took and hardly reads, ..."""
+    clogged_at: float = 0.0
+    """... and since when the last of them is on its way."""
     down_bytes: int = 0
     up_bytes: int = 0
 
@@ -74,6 +87,11 @@ class Peer:
         number = self.next_number
         self.next_number += 1
         return number
+
+    def moved(self, received: int, now: float) -> None:
+        """Note how many bytes of chunks have come on its link so far."""
+        if received - max(self.received, self.down_bytes) >= MOVED_BYTES:
+            self.received, self.moved_at = received, now
 
     def lacks(self, blob: Digest, offered: int) -> int:
         """Return the chunks of `offered` that it neither has nor is being sent by us."""

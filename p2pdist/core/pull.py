@@ -25,7 +25,6 @@ from p2pdist.core.hearing import Hearing
 from p2pdist.core.ladder import Ladder
 from p2pdist.core.lease import SETTLE_S, Leasing
 from p2pdist.core.membership import Membership
-from p2pdist.core.peerbook import FAILURES_TO_DROP
 from p2pdist.core.progress import Progress
 from p2pdist.core.racks import Racks
 from p2pdist.core.reputation import Offence
@@ -35,6 +34,7 @@ from p2pdist.core.take import Taking
 from p2pdist.errors import RemoteProtocolError, TransferTimeout
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from random import Random
 
     from p2pdist.core.peerbook import Peer
@@ -102,7 +102,7 @@ class PullMachine:
                 if (progress := self.blobs.get(event.blob)) is not None:
                     progress.move_head(event.reader, event.index)
             case ev.Ticked():
-                self._ticked()
+                self._ticked(event.received)
             case ev.PullStarted():
                 self._pull_started(event)
             case ev.PullCancelled():
@@ -131,6 +131,10 @@ class PullMachine:
     def busy(self) -> bool:
         """Whether Ticked has anything to do: a pull, or a slot in use."""
         return bool(self.state.wanted() or self._giving.slots_used)
+
+    def awaited(self, now: float) -> list[PeerId]:
+        """Return the peers of whose links Ticked should tell what they received."""
+        return self._taking.awaited(now)
 
     def _scheduler_event(
         self, event: ev.SchedulerConnected | ev.SchedulerLost | ev.SwarmMoved | ev.SchedulerSaid
@@ -430,12 +434,15 @@ class PullMachine:
         for peer in self.book.peers.values():
             self.state.tell_haves(peer)
 
-    def _ticked(self) -> None:
+    def _ticked(self, received: Mapping[PeerId, int] | None) -> None:
         for peer in list(self.book.peers.values()):
+            if received is not None and peer.peer_id in received:
+                peer.moved(received[peer.peer_id], self.state.now)
             self._giving.expire(peer)
-            self._taking.expire(peer)
-            if peer.failures >= FAILURES_TO_DROP:
-                self._membership.offended(peer.peer_id, Offence.STALLED, f"let {peer.failures} chunks in a row go late")
+            self._taking.expire(peer, seen=received is not None)
+            offence = self._taking.offence(peer, seen=received is not None) or self._giving.offence(peer)
+            if offence is not None:
+                self._membership.offended(peer.peer_id, *offence)
         if self.state.now - self._flushed_at >= HAVE_INTERVAL_S:
             self._flush_haves()
         self._leasing.renew()

@@ -28,6 +28,8 @@ GOOD_S = 600.0
 BAN_AT = 1.0
 MAX_RECORDS = 4096
 """Peers remembered; beyond them the one whose ban ended first, or ends first, is forgotten."""
+FORGIVEN = 0.1
+"""A score that is not worth a place in the memory."""
 MAX_NAMES = 3
 
 
@@ -41,7 +43,7 @@ class Offence(StrEnum):
     SUSPECT = "suspect"
     """The same of a peer that has sent many right chunks: it may have believed another."""
     ABSENT = "absent"
-    """It refused a chunk that it had announced."""
+    """It refused chunks that it had announced, again and again."""
     STALLED = "stalled"
     """It let chunks go late, one after the other."""
     SLOW_READER = "slow-reader"
@@ -52,8 +54,9 @@ class Offence(StrEnum):
     """It breaks the protocol."""
 
 
-WEIGHTS = {Offence.SUSPECT: 0.4, Offence.ABSENT: 0.05}
-"""Where a single one may happen to the honest: three of one kind, twenty of the other in ten minutes. Others: a ban."""
+WEIGHTS = {Offence.SUSPECT: 0.4, Offence.ABSENT: 0.6}
+"""What may happen to the honest once in a while: three of one kind, or two of the other, in some minutes are a ban. Any
+other offence is one by itself."""
 
 
 @dataclass(slots=True)
@@ -127,7 +130,7 @@ class Reputation:
         self.records = {
             peer: record
             for peer, record in self.records.items()
-            if record.until > now or record.bans_at(now) or record.score_at(now) > WEIGHTS[Offence.ABSENT]
+            if record.until > now or record.bans_at(now) or record.score_at(now) > FORGIVEN
         }
         if len(self.records) >= MAX_RECORDS:
             del self.records[min(self.records, key=lambda peer: self.records[peer].until)]

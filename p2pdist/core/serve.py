@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from p2pdist.core.events import CancelSend, SendChunk
 from p2pdist.core.peerbook import Upload
+from p2pdist.core.reputation import Offence
 from p2pdist.core.wire import Decline, Grant, Have, Refuse, Take, pack_indices
 
 if TYPE_CHECKING:
@@ -29,8 +30,12 @@ GRANT_TIMEOUT_S = 3.0
 """A grant that is not answered so long is taken back."""
 PARK_S = 1.0
 """How long a peer that declined is passed over, unless its Room comes or we gain something first."""
+SLOW_S = 5.0
+SLOW_FACTOR = 16
+"""A slot whose chunk takes so many times what chunks take lately, and at least SLOW_S, is given to another; the slow
+reader gets no other until it has that chunk."""
 UPLOAD_TIMEOUT_S = 60.0
-"""A slot is freed after this in any case; the link's own stall deadline is shorter."""
+"""Who has not read its chunk by then is sent away."""
 HUNGRY_FOR_S = 0.3
 """A peer that says Room is granted to before others for so long, once."""
 FIRST_GAINS = 4
@@ -51,6 +56,8 @@ class Giving:
         self._line: deque[tuple[PeerId, int]] = deque()
         """Grants taken whose chunks wait for their turn on our link."""
         self._under_way: set[tuple[PeerId, int]] = set()
+        self._usual_s = 0.0
+        """What a chunk takes to be sent lately; 0 before the first."""
 
     def grant(self) -> None:
         """Offer free slots."""
@@ -74,7 +81,9 @@ class Giving:
         pool = [
             peer
             for peer in state.book.peers.values()
-            if len(peer.uploads) < PER_PEER and not (peer.passed_until > now and (peer.full or peer.idle_at == gains))
+            if len(peer.uploads) < PER_PEER
+            and not (peer.passed_until > now and (peer.full or peer.idle_at == gains))
+            and not peer.clogged
         ]
         hungry = [peer for peer in pool if peer.hungry_until > now]
         return (choose(hungry, self._lacks, rng) if hungry else None) or choose(pool, self._lacks, rng)
@@ -150,7 +159,10 @@ class Giving:
     def sent(self, peer: Peer, number: int) -> None:
         """Count a chunk that has left, and use its slot again."""
         state, upload = self._state, peer.uploads.get(number)
+        peer.clogged.discard(number)
         if upload is not None and upload.blob is not None:
+            took_s = state.now - upload.since
+            self._usual_s = took_s if not self._usual_s else 0.8 * self._usual_s + 0.2 * took_s
             progress = state.blobs.get(upload.blob)
             if progress is not None and progress.chunks is not None:
                 size = progress.chunks.length(upload.index)
@@ -182,8 +194,20 @@ class Giving:
             if upload.blob is None and now - upload.since > GRANT_TIMEOUT_S:
                 peer.passed_until, peer.full = now + PARK_S, True
                 self.free(peer, number)
-            elif now - upload.since > UPLOAD_TIMEOUT_S:
+            elif (peer.peer_id, number) in self._under_way and now - upload.since > self._slow_s:
+                peer.clogged.add(number)
+                peer.clogged_at = upload.since
                 self.free(peer, number)
+
+    @property
+    def _slow_s(self) -> float:
+        return max(SLOW_S, SLOW_FACTOR * self._usual_s)
+
+    def offence(self, peer: Peer) -> tuple[Offence, str] | None:
+        """Return what a peer does wrong with the chunks that it took, or None."""
+        if peer.clogged and self._state.now - peer.clogged_at > UPLOAD_TIMEOUT_S:
+            return Offence.SLOW_READER, f"has not read a chunk that it took {UPLOAD_TIMEOUT_S:.0f} s ago"
+        return None
 
 
 def choose(pool: list[Peer], lacks: Callable[[Peer], int], rng: Random) -> Peer | None:

@@ -29,6 +29,10 @@ class PullSettings:
     upload_slots: int = 6
     downloads: int = 8
     """Chunks on their way from peers at a time: a little more than slots, to fill the gaps between."""
+    peer_chunks: int = 4
+    """Of them from one peer, late ones too: an honest one grants two at a time."""
+    stranger_chunks: int = 2
+    """The same from a peer that has never sent one."""
     download_bytes_per_s: int = 0
     """What may be taken from peers; 0: no limit."""
     rack: str = ""

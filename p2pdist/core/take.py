@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from p2pdist.core.chunkmap import MAX_CHUNK_BYTES
 from p2pdist.core.events import TakeChunk
-from p2pdist.core.peerbook import Download
+from p2pdist.core.peerbook import FAILURES_TO_DROP, Download
 from p2pdist.core.rate import TokenBucket
+from p2pdist.core.reputation import Offence
 from p2pdist.core.select import rarest
 from p2pdist.core.swap import Swap
 from p2pdist.core.wire import Cancel, Decline, Room
@@ -32,6 +33,18 @@ DEADLINE_S = 10.0
 """For the first chunk from a peer; later DEADLINE_FACTOR times what chunks take lately, at least MIN_DEADLINE_S."""
 MIN_DEADLINE_S = 2.0
 DEADLINE_FACTOR = 8
+SILENT_S = 1.0
+SILENT_FACTOR = 4
+"""A peer that sends nothing at all loses the slot sooner, after this many times what chunks take and at least SILENT_S,
+or after FIRST_SILENT_S before the first has come from anywhere."""
+FIRST_SILENT_S = 3.0
+STALLED_S = 20.0
+"""A peer whose chunk is late and that has sent nothing for so long is sent away: it costs no slot before that, and a
+network that was cut for some seconds must not part the honest."""
+MAX_LATE = 32
+"""Late chunks that may still come, from all peers together: their buffers are kept. More are called off."""
+REFUSALS = 8
+"""Chunks that a peer may refuse, more than it has sent, before that counts against it."""
 DUPLICATE_FACTOR = 3
 """In the endgame, a chunk that has been on its way this many usual times may be taken a second time."""
 CALLED = 2
@@ -57,6 +70,7 @@ class Taking:
         self._swap = Swap(state)
         self._fetching = fetching
         self._downloads = 0
+        self._late = 0
         self._waiting: dict[PeerId, None] = {}
         self._hungry_at = float("-inf")
         self._limit: TokenBucket | None = None
@@ -79,11 +93,16 @@ class Taking:
         """Answer a grant.
 
         Raises:
-            RemoteProtocolError: its number is in use.
+            RemoteProtocolError: its number is not greater than those before.
         """
         state = self._state
-        if number in peer.downloads:
-            raise RemoteProtocolError(f"grant {number} given twice")
+        if number <= peer.granted:
+            raise RemoteProtocolError(f"grant {number} given after grant {peer.granted}")
+        peer.granted = number
+        most = state.settings.peer_chunks if peer.down_bytes else state.settings.stranger_chunks
+        if len(peer.downloads) >= most:
+            state.answer(peer, Decline(number, True))
+            return
         if self._room() <= 0:
             self._waiting[peer.peer_id] = None
             state.answer(peer, Decline(number, True))
@@ -96,8 +115,7 @@ class Taking:
             state.answer(peer, Decline(number, False))
             return
         progress, index = picked
-        wait_s = max(MIN_DEADLINE_S, DEADLINE_FACTOR * self._state.chunk_s) if self._state.chunk_s else DEADLINE_S
-        peer.downloads[number] = Download(progress.blob, index, state.now, state.now + wait_s)
+        peer.downloads[number] = Download(progress.blob, index, state.now)
         progress.ask(index, peer.peer_id, state.now)
         self._downloads += 1
         if self._limit is not None and progress.chunks is not None:
@@ -162,10 +180,12 @@ class Taking:
         state, download = self._state, peer.downloads.get(number)
         if download is not None:
             taken_s = state.now - download.since
+            peer.moved_at = state.now
             state.chunk_s = taken_s if not state.chunk_s else 0.8 * state.chunk_s + 0.2 * taken_s
         self._state.helped_at = self._state.now
         peer.down_bytes += size
         peer.failures = 0
+        peer.refusals = max(0, peer.refusals - 1)
         self.end(peer, number)
 
     def end(self, peer: Peer, number: int) -> Download | None:
@@ -176,6 +196,7 @@ class Taking:
         # Whoever forgets a blob calls off its chunks first.
         progress = self._state.blobs[download.blob]
         if download.late:
+            self._late -= 1
             progress.late.discard((download.index, peer.peer_id))
         else:
             self._downloads -= 1
@@ -203,6 +224,7 @@ class Taking:
         download = self.end(peer, number)
         if download is None:
             return
+        peer.refusals += 1
         progress, bit = self._state.blobs[download.blob], 1 << download.index
         shared = peer.shared.get(download.blob, 0)
         if shared & bit:
@@ -212,20 +234,57 @@ class Taking:
             self.call_for(progress, download.index)
         self.make_room()
 
-    def expire(self, peer: Peer) -> None:
+    def _patience_s(self, peer: Peer, download: Download, *, seen: bool) -> float:
+        """Return how long to wait for a chunk, as others deliver lately; less where the peer sends nothing at all.
+
+        Args:
+            seen: whether what its link receives is known.
+        """
+        usual_s = self._state.chunk_s
+        if seen and peer.moved_at <= download.since:
+            return max(SILENT_S, SILENT_FACTOR * usual_s) if usual_s else FIRST_SILENT_S
+        return max(MIN_DEADLINE_S, DEADLINE_FACTOR * usual_s) if usual_s else DEADLINE_S
+
+    def expire(self, peer: Peer, *, seen: bool) -> None:
         """Count as late what has not come in time; its bytes may still come and are welcome."""
         state = self._state
         for download in list(peer.downloads.values()):
-            if download.late or download.deadline > state.now:
+            waited_s = state.now - download.since
+            if download.late or waited_s < self._patience_s(peer, download, seen=seen):
                 continue
-            download.late = True
-            self._downloads -= 1
             state.counters.late_chunks += 1
             peer.failures += 1
             progress = state.blobs[download.blob]
-            progress.unask(download.index, peer.peer_id)
-            progress.late.add((download.index, peer.peer_id))
+            if self._late >= MAX_LATE:
+                self.cancel(peer, download.blob, download.index)
+            else:
+                download.late = True
+                self._downloads -= 1
+                self._late += 1
+                progress.unask(download.index, peer.peer_id)
+                progress.late.add((download.index, peer.peer_id))
             self.call_for(progress, download.index)
+
+    def awaited(self, now: float) -> list[PeerId]:
+        """Return the peers of whose links it is of use to know what they received: chunks are due from them."""
+        return [
+            peer.peer_id
+            for peer in self._state.book.peers.values()
+            if peer.downloads and now - min(download.since for download in peer.downloads.values()) >= SILENT_S / 2
+        ]
+
+    def offence(self, peer: Peer, *, seen: bool) -> tuple[Offence, str] | None:
+        """Return what a peer does wrong with the chunks that were taken from it, or None."""
+        now = self._state.now
+        if peer.failures >= FAILURES_TO_DROP:
+            return Offence.STALLED, f"let {peer.failures} chunks in a row go late"
+        late = [download.since for download in peer.downloads.values() if download.late]
+        if seen and late and now - max(peer.moved_at, *late) >= STALLED_S:
+            return Offence.STALLED, f"sent nothing of {len(late)} chunks for {STALLED_S:.0f} s"
+        if peer.refusals > REFUSALS:
+            peer.refusals = 0
+            return Offence.ABSENT, f"refused {REFUSALS} chunks more than it sent of those that it announced"
+        return None
 
     def lost(self, peer: Peer) -> None:
         """Forget a peer, and look elsewhere for what was on its way from it."""

@@ -35,6 +35,9 @@ MAX_SPAN_BYTES = 1024 * 1024
 MAX_SCHEDULERS = 8
 """That one agent may be given: it keeps a connection to each."""
 
+MESSAGE_BYTES = 512
+"""What the smallest message counts for: dealing with one costs as much as reading so many bytes of a large one."""
+
 _LENGTH = struct.Struct(">IB")
 _SPAN = struct.Struct(">IBI")
 SPAN_HEADER_BYTES = _SPAN.size
@@ -514,6 +517,8 @@ class Decoder:
     def __init__(self, *, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self._pending = bytearray()
         self._max_message_bytes = max_message_bytes
+        self.message_bytes = 0
+        """Of all messages so far, each at least MESSAGE_BYTES: what a flood is measured by."""
         self._span_left = 0
         self._span_number = 0
 
@@ -561,6 +566,7 @@ class Decoder:
         if len(self._pending) == 4 + length:
             body = bytes(self._pending[_LENGTH.size :])
             self._pending.clear()
+            self.message_bytes += max(length, MESSAGE_BYTES)
             out.append(decode_message(body))
         return used
 

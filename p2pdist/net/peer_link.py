@@ -24,7 +24,7 @@ import trio
 from p2pdist.core.runs import Rate
 from p2pdist.core.verify import checksum_of
 from p2pdist.core.wire import SPAN_BYTES, VERSION, ChunkSpan, Decoder, Hello, Message, Refuse, encode, span_header
-from p2pdist.errors import PeerUnavailable, RemoteProtocolError, TransferTimeout
+from p2pdist.errors import FloodError, PeerUnavailable, RemoteProtocolError, TransferTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +49,11 @@ MAX_QUEUED_BYTES = 8 * 1024 * 1024
 """Messages that wait for a peer that reads nothing, before it loses the connection: some of the largest."""
 MAX_INCOMING = 64
 """Chunks that a peer was asked for and has not finished: ten times what is taken at once."""
+FLOOD_BYTES = 24 * 1024 * 1024
+"""Of messages, each counted as MESSAGE_BYTES at least, at once: a node's share in thousands of blobs, or some of the
+largest messages, ..."""
+FLOOD_BYTES_PER_S = 2 * 1024 * 1024
+"""... and so many a second from then on: 4,096 small ones. Six per chunk is what the honest send."""
 MAX_HELLO_BYTES = 4096
 _TCP_NOTSENT_LOWAT = 25
 _ON = 1
@@ -68,7 +73,9 @@ class LinkHandler(Protocol):
 
 @dataclass(slots=True)
 class _Incoming:
-    buffer: memoryview
+    buffer: memoryview | None
+    """None: it was called off; what of it is under way is read and dropped."""
+    size: int
     filled: int = 0
 
 
@@ -208,12 +215,17 @@ class PeerLink:
         self.source = source
         self.since = trio.current_time()
         self.control_bytes = 0
+        self.received_bytes = 0
+        """Of chunks."""
         self.why = ""
         """Why the link ended, where we ended it."""
         self._sock = sock
         self._handler = handler
         self._decoder = decoder
         self._early = early
+        self._allowed_bytes = float(FLOOD_BYTES)
+        """Of messages in all, as counted last: again when they are used up."""
+        self._allowed_at = self.since
         self._queue = bytearray()
         self._jobs: deque[_Outgoing] = deque()
         self._incoming: dict[int, _Incoming] = {}
@@ -257,7 +269,12 @@ class PeerLink:
         if len(self._incoming) >= MAX_INCOMING:
             self.close("it does not send what it granted")
             return
-        self._incoming[number] = _Incoming(buffer)
+        self._incoming[number] = _Incoming(buffer, len(buffer))
+
+    def abandon(self, number: int) -> None:
+        """Keep no buffer for a chunk that was called off."""
+        if (incoming := self._incoming.get(number)) is not None:
+            incoming.buffer = None
 
     def close(self, why: str) -> None:
         """End the link from this side."""
@@ -312,7 +329,17 @@ class PeerLink:
                 return
             for item in decoder.feed(buffer[:count]):
                 self._take_in(item)
+            if decoder.message_bytes > self._allowed_bytes:
+                self._allow(decoder.message_bytes)
             self._set_lowat(decoder.span_left)
+
+    def _allow(self, said_bytes: int) -> None:
+        """Count what the peer may say by now; raises FloodError where it has said more."""
+        now = trio.current_time()
+        earned = self._allowed_bytes + FLOOD_BYTES_PER_S * (now - self._allowed_at)
+        self._allowed_bytes, self._allowed_at = min(earned, said_bytes + FLOOD_BYTES), now
+        if said_bytes > self._allowed_bytes:
+            raise FloodError(f"peer {self.address} sends more messages than anybody needs")
 
     def _set_lowat(self, span_left: int) -> None:
         """Sleep until a good part of the chunk frame is there; a message wakes at its first byte."""
@@ -330,14 +357,19 @@ class PeerLink:
         incoming = self._incoming.get(item.number)
         if incoming is None:
             raise RemoteProtocolError(f"peer {self.address} sends chunk bytes that nobody took (grant {item.number})")
-        stop = incoming.filled + len(item.data)
+        received = len(item.data)
+        stop = incoming.filled + received
         buffer = incoming.buffer
-        if stop > len(buffer):
+        if stop > incoming.size:
             raise RemoteProtocolError(f"peer {self.address} sends more than the chunk (grant {item.number})")
-        buffer[incoming.filled : stop] = item.data
+        self.received_bytes += received
+        if buffer is not None:
+            buffer[incoming.filled : stop] = item.data
         incoming.filled = stop
-        if stop == len(buffer):
-            del self._incoming[item.number]
+        if stop < incoming.size:
+            return
+        del self._incoming[item.number]
+        if buffer is not None:
             self._handler.chunk_arrived(self.peer_id, item.number, buffer, checksum_of(buffer))
 
     async def _write(self, reading: trio.CancelScope) -> None:

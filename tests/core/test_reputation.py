@@ -106,10 +106,10 @@ def test_strangers_cannot_fill_the_memory() -> None:
 
 def test_who_is_forgiven_makes_room_first() -> None:
     reputation = Reputation()
-    reputation.offended(LIAR, Offence.CORRUPT, 2 * GOOD_S)
+    reputation.offended(LIAR, Offence.CORRUPT, 3 * GOOD_S)
     for number in range(2, MAX_RECORDS + 1):
-        reputation.offended(peer(number), Offence.ABSENT, 0.0)
-    reputation.offended(peer(MAX_RECORDS + 1), Offence.ABSENT, 2 * GOOD_S + BAN_S)
+        reputation.offended(peer(number), Offence.SUSPECT, 0.0)
+    reputation.offended(peer(MAX_RECORDS + 1), Offence.ABSENT, 3 * GOOD_S + BAN_S)
     assert len(reputation.records) == 2
     assert LIAR in reputation.records
 

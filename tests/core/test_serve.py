@@ -10,7 +10,8 @@ import pytest
 
 from p2pdist.core import events as ev
 from p2pdist.core.peerbook import Peer, Upload
-from p2pdist.core.serve import FIRST_GAINS, GRANT_TIMEOUT_S, PARK_S, UPLOAD_TIMEOUT_S, choose
+from p2pdist.core.reputation import Offence
+from p2pdist.core.serve import FIRST_GAINS, GRANT_TIMEOUT_S, PARK_S, SLOW_FACTOR, SLOW_S, UPLOAD_TIMEOUT_S, choose
 from p2pdist.core.wire import Cancel, Decline, Grant, Refuse, Room, Take
 from tests.script import CHUNK, B, Script, have, send, share
 from tests.strategies import digest, peer
@@ -108,13 +109,35 @@ def test_a_grant_that_is_not_answered_is_taken_back_and_the_peer_passed_over() -
     assert len(grants(script.tick(GRANT_TIMEOUT_S + PARK_S + 0.2))) == 2
 
 
-def test_a_slot_whose_chunk_never_leaves_is_freed_in_the_end() -> None:
+def test_a_slot_whose_reader_is_slow_goes_to_another_and_the_reader_waits_until_it_has_its_chunk() -> None:
+    script, _ = seeding(2, chunks=2, slots=1)
+    script.connect(3)
+    script.says(3, share(size=2 * CHUNK, reply=False))
+    script.says(2, Take(1, B, 0))
+    assert grants(script.tick(SLOW_S)) == []
+    assert grants(script.tick(SLOW_S + 0.1)) == [(3, 1)]
+    script.says(3, have(0, 1), Decline(1, False))
+    assert grants(script.tick(SLOW_S + 5)) == []
+    assert grants(sent(script, 2, 1)) == [(2, 2)]
+
+
+def test_where_all_are_slow_nobody_is() -> None:
+    script, _ = seeding(2, chunks=4)
+    script.machine._giving._usual_s = 3.0
+    script.says(2, Take(1, B, 0))
+    script.tick(3.0 * SLOW_FACTOR)
+    assert not script.machine.book.peers[peer(2)].clogged
+    script.tick(3.0 * SLOW_FACTOR + 0.1)
+    assert script.machine.book.peers[peer(2)].clogged
+
+
+def test_who_never_reads_its_chunk_is_sent_away() -> None:
     script, _ = seeding(2, chunks=1)
     script.says(2, Take(1, B, 0))
+    script.tick(SLOW_S + 0.1)
     script.tick(UPLOAD_TIMEOUT_S)
-    assert grants(script.tick(UPLOAD_TIMEOUT_S + 0.1)) == [(2, 2)]
-    sent(script, 2, 1)
-    assert len(script.machine.book.peers[peer(2)].uploads) == 1
+    out = script.tick(UPLOAD_TIMEOUT_S + 0.1)
+    assert [command.offence for command in out if isinstance(command, ev.DropPeer)] == [Offence.SLOW_READER]
 
 
 def test_a_lost_peers_slots_go_to_others() -> None:

@@ -9,8 +9,24 @@ import pytest
 
 from p2pdist.core import events as ev
 from p2pdist.core.chunkmap import MAX_CHUNK_BYTES
-from p2pdist.core.reputation import BAN_S
-from p2pdist.core.take import CROWD, DEADLINE_S, FETCH_ROOM, HUNGRY_S, LOOK_S, MIN_DEADLINE_S
+from p2pdist.core.peerbook import MOVED_BYTES
+from p2pdist.core.reputation import BAN_S, Offence
+from p2pdist.core.state import PullSettings
+from p2pdist.core.take import (
+    CROWD,
+    DEADLINE_FACTOR,
+    DEADLINE_S,
+    FETCH_ROOM,
+    FIRST_SILENT_S,
+    HUNGRY_S,
+    LOOK_S,
+    MAX_LATE,
+    MIN_DEADLINE_S,
+    REFUSALS,
+    SILENT_FACTOR,
+    SILENT_S,
+    STALLED_S,
+)
 from p2pdist.core.wire import Cancel, Decline, Grant, Lease, Refuse, Room, Unshare
 from p2pdist.errors import RemoteProtocolError
 from tests.script import B, Script, fetch, have, send, share, take, write
@@ -43,10 +59,10 @@ def test_a_grant_of_a_peer_that_has_nothing_new_is_declined() -> None:
     assert script.says(2, Grant(1)) == [send(2, Decline(1, False))]
 
 
-def test_a_number_that_is_in_use_cannot_be_granted_again() -> None:
+def test_a_grant_is_never_given_again_nor_after_a_later_one() -> None:
     script = pulling(2)
     script.says(2, Grant(1))
-    with pytest.raises(RemoteProtocolError, match="twice"):
+    with pytest.raises(RemoteProtocolError, match="after grant 1"):
         script.says(2, Grant(1))
 
 
@@ -214,15 +230,113 @@ def test_a_late_copy_is_called_off_when_the_chunk_came_from_another() -> None:
 
 def test_the_deadline_follows_what_chunks_take_lately() -> None:
     script = pulling(2)
+    known = script.machine.book.peers[peer(2)]
     script.says(2, Grant(1))
     script.now = 0.1
-    script.arrives(2, script.machine.book.peers[peer(2)].downloads[1].index, grant=1)
+    script.arrives(2, known.downloads[1].index, grant=1)
     script.says(2, Grant(2))
-    assert script.machine.book.peers[peer(2)].downloads[2].deadline == 0.1 + MIN_DEADLINE_S
-    script.now = 1.1
-    script.arrives(2, script.machine.book.peers[peer(2)].downloads[2].index, grant=2)
+    script.tick(0.1 + MIN_DEADLINE_S - 0.01)
+    assert not known.downloads[2].late
+    script.tick(0.1 + MIN_DEADLINE_S)
+    assert known.downloads[2].late
+    script.machine.state.chunk_s = 1.0
     script.says(2, Grant(3))
-    assert script.machine.book.peers[peer(2)].downloads[3].deadline == pytest.approx(1.1 + 8 * (0.8 * 0.1 + 0.2 * 1.0))
+    began = script.now
+    script.tick(began + DEADLINE_FACTOR - 0.01)
+    assert not known.downloads[3].late
+    script.tick(began + DEADLINE_FACTOR)
+    assert known.downloads[3].late
+
+
+def ticks(script: Script, at: float, **received: int) -> list[ev.Command]:
+    """Let time pass while it is known what came on the links, `p2` for that of peer 2."""
+    return script.on(ev.Ticked(received={peer(int(key[1:])): count for key, count in received.items()}), at)
+
+
+def test_a_peer_that_sends_nothing_loses_its_slot_as_soon_as_others_would_have_sent_several() -> None:
+    script = pulling(2, 3)
+    script.machine.state.chunk_s = 0.5
+    script.says(2, Grant(1))
+    script.says(3, Grant(1))
+    two, three = (script.machine.book.peers[peer(number)].downloads[1] for number in (2, 3))
+    assert script.machine.awaited(SILENT_S) == [peer(2), peer(3)]
+    ticks(script, SILENT_FACTOR * 0.5 - 0.01, p2=0, p3=MOVED_BYTES)
+    assert not two.late
+    ticks(script, SILENT_FACTOR * 0.5, p2=MOVED_BYTES - 1, p3=2 * MOVED_BYTES)
+    assert two.late
+    assert not three.late
+    ticks(script, DEADLINE_FACTOR * 0.5, p2=0, p3=3 * MOVED_BYTES)
+    assert three.late
+
+
+def test_before_the_first_chunk_has_come_from_anywhere_silence_counts_sooner_than_slowness() -> None:
+    script = pulling(2, 3)
+    script.says(2, Grant(1))
+    script.says(3, Grant(1))
+    ticks(script, FIRST_SILENT_S, p3=MOVED_BYTES)
+    assert [script.machine.book.peers[peer(number)].downloads[1].late for number in (2, 3)] == [True, False]
+
+
+def test_bytes_of_chunks_that_came_before_are_no_sign_of_life() -> None:
+    script = pulling(2)
+    known = script.machine.book.peers[peer(2)]
+    script.says(2, Grant(1))
+    script.arrives(2, known.downloads[1].index, grant=1)
+    script.says(2, Grant(2))
+    script.now = 0.1
+    script.machine.state.chunk_s = 0.5
+    ticks(script, SILENT_FACTOR * 0.5, p2=CHUNK)
+    assert known.downloads[2].late
+
+
+def test_who_has_sent_nothing_for_long_is_sent_away_and_who_sends_a_little_is_not() -> None:
+    script = pulling(2, 3)
+    for number in (2, 3):
+        script.says(number, Grant(1))
+    out: list[ev.Command] = []
+    for second in range(1, int(STALLED_S) + 8):
+        out += ticks(script, float(second), p2=second, p3=second * MOVED_BYTES)
+    drops = [command for command in out if isinstance(command, ev.DropPeer)]
+    assert [(drop.peer, drop.offence) for drop in drops] == [(peer(2), Offence.STALLED)]
+
+
+def test_a_stranger_is_let_send_two_chunks_at_a_time_and_a_known_peer_four_late_ones_too() -> None:
+    script = pulling(2, chunks=20, downloads=20)
+    script.machine.tune(PullSettings())
+    known = script.machine.book.peers[peer(2)]
+    for number in range(1, 6):
+        script.says(2, Grant(number))
+    assert len(known.downloads) == PullSettings().stranger_chunks
+    script.tick(MIN_DEADLINE_S * 5)
+    assert script.says(2, Grant(6)) == [send(2, Decline(6, True))]
+    script.arrives(2, known.downloads[1].index, grant=1)
+    for number in range(7, 12):
+        script.says(2, Grant(number))
+    assert len(known.downloads) == PullSettings().peer_chunks
+
+
+def test_late_chunks_are_bounded_over_all_peers() -> None:
+    numbers = range(2, 2 + MAX_LATE + 4)
+    script = pulling(*numbers, chunks=100, downloads=100)
+    for number in numbers:
+        script.says(number, Grant(1))
+    out = script.tick(DEADLINE_S)
+    late = [known for known in script.machine.book.peers.values() if known.downloads]
+    assert len(late) == MAX_LATE
+    assert sum(isinstance(command, ev.Send) and isinstance(command.message, Cancel) for command in out) == 4
+    assert script.machine._taking._downloads == 0
+
+
+def test_who_announces_and_refuses_again_and_again_is_sent_away() -> None:
+    script = pulling(2, 3, chunks=2)
+    drops: list[ev.Command] = []
+    for number in range(1, 3 * REFUSALS):
+        script.says(2, have(0), Grant(number), Refuse(number))
+        drops += [command for command in script.tick(0.01 * number) if isinstance(command, ev.DropPeer)]
+        if drops:
+            break
+    assert [(drop.peer, drop.offence) for drop in drops] == [(peer(2), Offence.ABSENT)]  # type: ignore[union-attr]
+    assert REFUSALS < number <= 2 * REFUSALS + 2
 
 
 def test_a_peer_that_lets_four_chunks_in_a_row_go_late_is_dropped() -> None:

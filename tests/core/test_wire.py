@@ -63,6 +63,15 @@ def test_every_kind_of_message_round_trips(kind: type[Message]) -> None:
     round_trips()
 
 
+def test_a_message_counts_by_its_bytes_but_never_for_less_than_a_small_one() -> None:
+    decoder = wire.Decoder()
+    decoder.feed(memoryview(wire.encode(wire.Room()) * 3))
+    assert decoder.message_bytes == 3 * wire.MESSAGE_BYTES
+    large = wire.encode(wire.Have(digest(1), b"", bytes(5000)))
+    decoder.feed(memoryview(large + wire.span_header(1, 4) + b"byte"))
+    assert decoder.message_bytes == 3 * wire.MESSAGE_BYTES + len(large) - 4
+
+
 def test_the_type_codes_are_those_of_the_protocol() -> None:
     assert {kind.CODE: kind.__name__ for kind in KINDS} == {
         1: "Hello", 2: "Share", 3: "Have", 4: "Unshare", 5: "Grant", 6: "Take", 7: "Decline", 8: "Room", 9: "Refuse",

@@ -8,7 +8,7 @@ import random
 import socket
 import struct
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,14 +17,16 @@ import trio
 import trio.testing
 
 from p2pdist.core.rate import TokenBucket
-from p2pdist.core.types import Checksum, PeerId
+from p2pdist.core.types import Checksum, Digest, PeerId
 from p2pdist.core.verify import checksum_of
 from p2pdist.core.wire import (
+    MESSAGE_BYTES,
     SPAN_BYTES,
     VERSION,
     Decline,
     Decoder,
     Grant,
+    Have,
     Hello,
     Message,
     Refuse,
@@ -32,8 +34,10 @@ from p2pdist.core.wire import (
     encode,
     span_header,
 )
-from p2pdist.errors import P2PDistError, PeerUnavailable, RemoteProtocolError, TransferTimeout
+from p2pdist.errors import FloodError, P2PDistError, PeerUnavailable, RemoteProtocolError, TransferTimeout
 from p2pdist.net.peer_link import (
+    FLOOD_BYTES,
+    FLOOD_BYTES_PER_S,
     HELLO_S,
     MAX_INCOMING,
     MAX_QUEUED_BYTES,
@@ -540,6 +544,56 @@ async def test_a_peer_that_sends_none_of_what_it_granted_loses_the_link(
             receiver.link.expect(number, memoryview(bytearray(10)))
         await receiver.wait_ended()
     assert "does not send" in receiver.link.why
+
+
+async def test_a_flood_of_messages_ends_the_link_after_what_an_honest_peer_may_ever_say(
+    sockets: tuple[socket.socket, socket.socket], autojump_clock: trio.testing.MockClock
+) -> None:
+    receiver = end(sockets[0])
+    many = encode(Room()) * 1000
+    async with running(receiver):
+        with suppress(OSError):
+            for _ in range(2 * FLOOD_BYTES // (1000 * MESSAGE_BYTES)):
+                await send_all(sockets[1], many)
+        assert isinstance(await receiver.wait_ended(), FloodError)
+    assert FLOOD_BYTES <= len(receiver.told.messages) * MESSAGE_BYTES < 1.5 * FLOOD_BYTES
+
+
+async def test_large_messages_count_as_what_they_are_and_time_allows_more(
+    sockets: tuple[socket.socket, socket.socket], mock_clock: trio.testing.MockClock
+) -> None:
+    receiver = end(sockets[0])
+    large = encode(Have(Digest("sha256:" + "0" * 64), b"", bytes(1 << 20)))
+    count = FLOOD_BYTES // len(large)
+    async with running(receiver):
+        for _ in range(3):
+            for _ in range(count):
+                await send_all(sockets[1], large)
+            await receiver.told.until(lambda: len(receiver.told.messages) % count == 0)
+            mock_clock.jump(FLOOD_BYTES / FLOOD_BYTES_PER_S)
+        with suppress(OSError):
+            for _ in range(2 * count):
+                await send_all(sockets[1], large)
+        assert isinstance(await receiver.wait_ended(), FloodError)
+    assert len(receiver.told.messages) < 5 * count
+
+
+async def test_of_a_chunk_that_was_called_off_no_byte_is_kept_and_none_is_a_fault(
+    sockets: tuple[socket.socket, socket.socket], chunk_file: int
+) -> None:
+    sender, receiver = end(sockets[0]), end(sockets[1])
+    called_off = bytearray(len(CHUNK))
+    receiver.link.expect(1, memoryview(called_off))
+    receiver.link.expect(2, memoryview(bytearray(len(CHUNK))))
+    receiver.link.abandon(1)
+    receiver.link.abandon(7)
+    async with running(sender, receiver):
+        for number in (1, 2):
+            sender.link.send_chunk(number, chunk_file, 0, len(CHUNK), lambda: None)
+        await receiver.told.until(lambda: bool(receiver.told.chunks))
+    assert list(receiver.told.chunks) == [2]
+    assert not any(called_off)
+    assert receiver.link.received_bytes == 2 * len(CHUNK)
 
 
 # ------------------------------------------------------------------ endings
