@@ -67,7 +67,7 @@ class Peer:
     told_at: int = -1
     """Our gains when it was last told of them."""
     failures: int = 0
-    granted: int = 0
+    granted: int = -1
     """The last grant of its: their numbers grow."""
     received: int = 0
     """Bytes of chunks that had come on its link when they last grew by MOVED_BYTES, ..."""
