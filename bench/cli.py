@@ -77,8 +77,11 @@ def bench() -> None:
 )
 @click.option("--runs", "--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Of each system.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the first run; then one more for each.")
+@click.option("--schedulers", type=click.IntRange(1, 8), default=1, show_default=True, help="That agents are given.")
 @click.option(
-    "--kill-scheduler-at", type=click.FloatRange(0, 1), help="Kill the scheduler at this part of all bytes, 0 to 1."
+    "--kill-scheduler-at",
+    type=click.FloatRange(0, 1),
+    help="Kill the scheduler, of several the busiest, at this part of all bytes, 0 to 1.",
 )
 @click.option("--json", "json_file", type=_FILE, help="Write one JSON object per run and line.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write an HTML report: a directory, or FILE.html.")
@@ -88,6 +91,7 @@ def rollout(
     systems: tuple[str, ...],
     runs: int,
     seed: int,
+    schedulers: int,
     kill_scheduler_at: float | None,
     json_file: Path | None,
     report: Path | None,
@@ -112,6 +116,7 @@ def rollout(
         systems=tuple(dict.fromkeys(systems)) or ("p2pdist",),
         runs=runs,
         seed=seed,
+        schedulers=schedulers,
         kill_scheduler_at=kill_scheduler_at,
         json_file=json_file,
         report=report,

@@ -91,6 +91,10 @@ class Shape:
     origin_per_connection_mbit: float | None = None
     racks: int = 0
     rack_uplink_mbit: float | None = None
+    schedulers: int = 1
+
+    def scheduler_names(self) -> list[str]:
+        return [_SCHEDULER, *(f"{_SCHEDULER}{number}" for number in range(2, self.schedulers + 1))]
 
     def node_names(self) -> list[str]:
         return [f"node{number}" for number in range(1, self.nodes + 1)]
@@ -102,7 +106,7 @@ class Shape:
 
     def links(self) -> dict[str, Link]:
         """Return the link of each host but the registry's."""
-        names = [_SCHEDULER, _PROXY, *self.node_names(), *self.guests]
+        names = [*self.scheduler_names(), _PROXY, *self.node_names(), *self.guests]
         return {name: Link(self.uplinks_mbit.get(name, self.link_mbit), self.link_mbit) for name in names}
 
     def rack_plan(self) -> dict[str, Rack]:
@@ -139,7 +143,8 @@ class Stage:
     @property
     def site(self) -> Site:
         lab = self.lab
-        return Site(self.nodes, lab[_SCHEDULER], lab[_PROXY], lab[_REGISTRY], self.registry)
+        first, *more = [lab[name] for name in self.shape.scheduler_names()]
+        return Site(self.nodes, first, lab[_PROXY], lab[_REGISTRY], self.registry, more)
 
     def origin_wire_bytes(self) -> int | None:
         """Return what has left the registry's host, headers included; None where nothing counts it."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import strftime
@@ -41,7 +41,8 @@ class Plan:
 
     Args:
         runs: of each system, with seeds `seed`, `seed` + 1, …
-        kill_scheduler_at: the part of all bytes at which the scheduler is killed, in systems that have one.
+        kill_scheduler_at: the part of all bytes at which the scheduler is killed, in systems that have one; of several,
+            the one that leads the most swarms.
         report: where the report goes: a directory, or a file that ends in .html.
         loopback_reason: why the links cannot be shaped, None where they can.
     """
@@ -51,6 +52,7 @@ class Plan:
     runs: int
     seed: int
     kill_scheduler_at: float | None
+    schedulers: int
     json_file: Path | None
     report: Path | None
     keep_logs: Path | None
@@ -87,7 +89,7 @@ async def rollouts(plan: Plan, console: Console) -> bool:
 
 
 async def _chapter(plan: Plan, workload: Workload, console: Console) -> Chapter:
-    shape = shape_of(workload)
+    shape = replace(shape_of(workload), schedulers=plan.schedulers)
     async with open_stage(shape, shaped=plan.loopback_reason is None) as stage:
         try:
             said = description(workload, stage, plan.loopback_reason)
@@ -129,7 +131,8 @@ async def _run_all(plan: Plan, workload: Workload, stage: Stage, console: Consol
                 arrivals=workload.arrivals,
                 seed=seed,
                 before=before,
-                notes=notes(workload, stage, seed) | {"kill_scheduler_at": plan.kill_scheduler_at},
+                notes=notes(workload, stage, seed)
+                | {"kill_scheduler_at": plan.kill_scheduler_at, "schedulers": plan.schedulers},
             )
             _report(plan, outcome, console)
             outcomes.append(outcome)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from bench.lab import proxy, torrents
@@ -78,7 +78,8 @@ class Running:
     origin: Origin
     members: tuple[Member, ...] = ()
     agents: tuple[Agent, ...] = ()
-    scheduler: Process | None = None
+    schedulers: Mapping[str, Process] = field(default_factory=dict)
+    """By the name of the host."""
     note: str = ""
 
 
@@ -91,6 +92,7 @@ class Site:
     proxy: Host
     registry_host: Host
     registry: Registry
+    more_schedulers: Sequence[Host] = ()
 
 
 def why_not(name: str) -> str | None:
@@ -128,11 +130,11 @@ async def start_system(name: str, group: ProcessGroup, site: Site, data: Path) -
 
 
 async def _start_p2pdist(name: str, group: ProcessGroup, site: Site, data: Path) -> Running:
-    scheduler = await start_scheduler(group, site.scheduler, data) if name == P2PDIST else None
-    found_by = site.scheduler if scheduler else None
-    agents = await start_agents(group, site.nodes, data, site.registry, scheduler=found_by)
+    hosts = [site.scheduler, *site.more_schedulers] if name == P2PDIST else []
+    schedulers = {host.name: await start_scheduler(group, host, data) for host in hosts}
+    agents = await start_agents(group, site.nodes, data, site.registry, schedulers=hosts)
     note = ""
-    if scheduler is None and (fewest := await wait_for_mesh(agents)) < len(agents) - 1:
+    if not schedulers and (fewest := await wait_for_mesh(agents)) < len(agents) - 1:
         note = f"an agent knew only {fewest} of {len(agents) - 1} peers at the start"
     return Running(
         name,
@@ -140,7 +142,7 @@ async def _start_p2pdist(name: str, group: ProcessGroup, site: Site, data: Path)
         _RegistryOrigin(site.registry),
         tuple(_AgentMember(agent) for agent in agents),
         tuple(agents),
-        scheduler,
+        schedulers,
         note,
     )
 

@@ -92,8 +92,7 @@ class Injector:
         with ExitStack() as stack:
             match fault.kind:
                 case Kind.SCHEDULER:
-                    assert rollout.running.scheduler, "the system has a scheduler"
-                    stack.enter_context(_killed([rollout.running.scheduler]))
+                    stack.enter_context(_killed([await self._busiest_scheduler(rollout)]))
                 case Kind.AGENTS:
                     stack.enter_context(self._kill(agents))
                 case Kind.LEASE_HOLDER:
@@ -122,6 +121,16 @@ class Injector:
         self.killed.update(agent.host.name for agent in agents)
         with _killed([agent.process for agent in agents]):
             yield
+
+    async def _busiest_scheduler(self, rollout: Rollout) -> Process:
+        """Return the scheduler that leads the most swarms."""
+        schedulers = rollout.running.schedulers
+        assert schedulers, "the system has a scheduler"
+        swarms = {name: len((await scheduler_status(self.stage.lab[name])).get("swarms", [])) for name in schedulers}
+        name = max(swarms, key=swarms.__getitem__)
+        if len(swarms) > 1:
+            self._note(f"{name} leads {swarms[name]} of {sum(swarms.values())} swarms")
+        return schedulers[name]
 
     async def _caught_leasing(self, rollout: Rollout) -> Agent:
         """Return an agent that holds leases, frozen so that it goes on holding them."""

@@ -73,36 +73,36 @@ def scheduler_address(host: Host) -> str:
 async def start_scheduler(group: ProcessGroup, host: Host, data: Path) -> Process:
     """Start a scheduler and wait until agents can reach it. Raises LabError."""
     command = ["--listen", scheduler_address(host), "--api-listen", f"{host.local_address}:{_API_PORT}"]
-    process = group.start(host, "scheduler", [*_p2pdist("scheduler"), *command, "--data-dir", str(data / "scheduler")])
+    process = group.start(host, host.name, [*_p2pdist("scheduler"), *command, "--data-dir", str(data / host.name)])
 
     await ready.accepting(host, _SCHEDULER_PORT, process, _SCHEDULER_TIMEOUT_S)
     return process
 
 
 async def start_agents(
-    group: ProcessGroup, hosts: Sequence[Host], data: Path, registry: Registry, *, scheduler: Host | None
+    group: ProcessGroup, hosts: Sequence[Host], data: Path, registry: Registry, *, schedulers: Sequence[Host] = ()
 ) -> list[Agent]:
     """Start an agent on each host and wait until all say that they are ready.
 
     Args:
         data: gets a data directory for each agent.
-        scheduler: the host of the scheduler; None to let the agents find each other by mDNS.
+        schedulers: their hosts; without any the agents find each other by mDNS.
 
     Raises:
         LabError: an agent ends or is not ready in time.
     """
-    agents = [
-        start_agent(group, host, data, registry.base_url, [*found_by(scheduler), *_place(host)]) for host in hosts
-    ]
+    flags = found_by(*schedulers)
+    agents = [start_agent(group, host, data, registry.base_url, [*flags, *_place(host)]) for host in hosts]
     async with trio.open_nursery() as nursery:
         for agent in agents:
             nursery.start_soon(agent.wait_ready)
     return agents
 
 
-def found_by(scheduler: Host | None) -> list[str]:
-    """Return an agent's flags for being found: by this scheduler alone, or by mDNS alone."""
-    return ["--scheduler", scheduler_address(scheduler), "--no-mdns"] if scheduler else []
+def found_by(*schedulers: Host) -> list[str]:
+    """Return an agent's flags for being found: by schedulers on these hosts alone, or by mDNS alone."""
+    flags = [flag for host in schedulers for flag in ("--scheduler", scheduler_address(host))]
+    return [*flags, "--no-mdns"] if flags else []
 
 
 def _place(host: Host) -> list[str]:

@@ -107,7 +107,7 @@ class Cluster:
         return started
 
     def _flags(self, settings: str) -> list[str]:
-        flags = lab_agents.found_by(self.lab["scheduler"] if self.found_by == SCHEDULER else None)
+        flags = lab_agents.found_by(*([self.lab["scheduler"]] if self.found_by == SCHEDULER else []))
         if self.found_by == ALONE:
             flags = ["--no-mdns"]
         if settings:
