@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from p2pdist.core.access import AccessRule, Policy, TagRule
 from p2pdist.core.oci import parse_registry
 from p2pdist.core.rate import MIN_BYTES_PER_S
+from p2pdist.core.wire import MAX_SCHEDULERS
 from p2pdist.errors import ConfigError, P2PDistError
 
 Bytes = Annotated[int, "bytes"]
@@ -374,7 +375,8 @@ class AgentConfig:
     )
     scheduler: tuple[Address, ...] = setting(
         (),
-        "Schedulers to join, HOST:PORT, tried in order; without one the agents coordinate themselves.",
+        "Schedulers, HOST:PORT, at most 8: each image's blobs are spread over those that are there. Without one the "
+        "agents coordinate themselves.",
         flag="--scheduler",
     )
     mdns: bool = setting(
@@ -472,6 +474,10 @@ class AgentConfig:
                 raise ConfigError(
                     f"access: the rule with {where} has no `credentials`, and there is no `docker_config`"
                 )
+        if len(self.scheduler) > MAX_SCHEDULERS:
+            raise ConfigError(
+                f"scheduler: {len(self.scheduler)} schedulers, at most {MAX_SCHEDULERS}; two or three will do"
+            )
         object.__setattr__(self, "allow_any_registry", allow_any)
         object.__setattr__(self, "registries", MappingProxyType(checked))
         object.__setattr__(self, "default_registry", default)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from p2pdist.config import Address
 from p2pdist.core import events as ev
 from p2pdist.core.schedulers import IN_USE, RIPE_S, AskAgain, GiveUp, Rejoin, Roster, Say
 from p2pdist.core.wire import Present
@@ -45,14 +46,13 @@ class Schedulers:
         self.on_connected: Callable[[], Iterable[Message]] = tuple
         self.on_dropped: Callable[[int], None] = lambda _number: None
         self._exchange = exchange
-        self._lines = {f"{host}:{port}": _Line(self, f"{host}:{port}") for host, port in addresses}
-        self._clients = {
-            f"{host}:{port}": TrackerClient([(host, port)], hello, self._lines[f"{host}:{port}"], rng)
-            for host, port in addresses
-        }
-        self.roster = Roster(self._clients)
-        for address, client in self._clients.items():
-            client.resting = self._lines[address].resting
+        named = {str(Address(host, port)): (host, port) for host, port in addresses}
+        self.roster = Roster(named)
+        self._clients: dict[str, TrackerClient] = {}
+        for name, address in named.items():
+            line = _Line(self, name)
+            self._clients[name] = TrackerClient([address], hello, line, rng)
+            self._clients[name].resting = line.resting
         self._counts = False
         self._stirred = trio.Event()
 

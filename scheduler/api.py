@@ -41,6 +41,10 @@ class _SchedulerCollector(Collector):
         out = len(state.reports.out)
         yield GaugeMetricFamily("p2pdist_scheduler_agents_shut_out", "Agents that a quorum of others has banned.", out)
         yield GaugeMetricFamily("p2pdist_scheduler_swarms", "Blobs that some agent wants.", len(state.swarms))
+        led = sum(not swarm.closed for swarm in state.swarms.values())
+        yield GaugeMetricFamily("p2pdist_scheduler_swarms_led", "Of these, those that this scheduler leases of.", led)
+        live = len(state.leading.live)
+        yield GaugeMetricFamily("p2pdist_scheduler_schedulers", "Schedulers that most agents count on.", live)
         leases = sum(len(swarm.leases) for swarm in state.swarms.values())
         yield GaugeMetricFamily("p2pdist_scheduler_leases", "Chunks leased at the moment.", leases)
         yield CounterMetricFamily("p2pdist_scheduler_leases_granted", "Leases granted.", state.leases_granted)
@@ -93,12 +97,15 @@ def _status(server: SchedulerServer) -> dict[str, object]:
             "chunks_done": swarm.done_bits.bit_count(),
             "chunks": swarm.full.bit_count(),
             "leases": len(swarm.leases),
+            "led": not swarm.closed,
         }
         for swarm in list(state.swarms.values())[:MAX_LISTED]
     ]
     return {
         "version": __version__,
         "cluster": server.config.cluster,
+        "scheduler": state.leading.own_id,
+        "schedulers": sorted(state.leading.live),
         "uptime_s": round(time.time() - server.started, 1),
         "agents": len(state.members),
         "agent_list": agents,

@@ -373,14 +373,14 @@ async def connect_all(nodes: list[Node]) -> None:
 
 @asynccontextmanager
 async def running_scheduler(
-    port: int = 0, own_id: PeerId | None = None
+    port: int = 0, own_id: PeerId | None = None, cluster: str = "lab"
 ) -> AsyncIterator[tuple[SchedulerServer, tuple[str, int], trio.CancelScope]]:
     """Run a scheduler's agent port; yield it, where it listens, and what ends it.
 
     Args:
         own_id: in the place of the one that it draws.
     """
-    server = SchedulerServer(SchedulerConfig(listen=Address("127.0.0.1", 0), cluster="lab"))
+    server = SchedulerServer(SchedulerConfig(listen=Address("127.0.0.1", 0), cluster=cluster))
     server.state.leading.own_id = own_id or server.state.leading.own_id
     server.state.leading.live = frozenset((server.state.leading.own_id,))
     listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")

@@ -204,6 +204,13 @@ def test_a_rule_with_credentials_of_the_node_must_find_some() -> None:
     assert agent(access=rules, docker_config="/c.json").policy.access[0].mode == "node-credentials"
 
 
+def test_more_schedulers_than_make_sense_are_refused() -> None:
+    few = agent(None, {}, scheduler=tuple(f"s{number}:5060" for number in range(8)))
+    assert len(few.scheduler) == 8
+    with pytest.raises(ConfigError, match=r"scheduler: 9 schedulers, at most 8"):
+        agent(None, {}, scheduler=tuple(f"s{number}:5060" for number in range(9)))
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read the configuration .*gone\.toml: No such file"):
         agent(tmp_path / "gone.toml")

@@ -112,9 +112,18 @@ def _scheduler(state: dict[str, Any]) -> str:
     configured = ", ".join(map(str, state.get("configured") or []))
     if not configured:
         return "none: the agents coordinate themselves"
+    each = [entry for entry in state.get("each", []) if isinstance(entry, dict)]
+    if state.get("connected") and len(each) > 1:
+        return "\n".join(map(_one_of_several, each))
     if state.get("connected"):
         return f"connected to {state.get('address')}"
     return f"not reachable ({configured}): the agents coordinate themselves"
+
+
+def _one_of_several(entry: dict[str, Any]) -> str:
+    why = f" ({entry['why']})" if entry.get("why") else ""
+    swarms = f", {entry['swarms']} running pulls" if entry.get("swarms") else ""
+    return f"{entry.get('address')} {entry.get('state')}{swarms}{why}"
 
 
 def _peer_table(peers: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - a rich Table, which is imported late

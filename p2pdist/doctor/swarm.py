@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from p2pdist.config import Address
+from p2pdist.core.schedulers import IN_USE
 from p2pdist.doctor import web
 from p2pdist.doctor.report import Check, fail, ok, warn
 from p2pdist.errors import PeerUnavailable
@@ -88,12 +89,32 @@ async def _scheduler(node: Node, state: dict[str, Any]) -> Check:
     configured = [str(address) for address in state.get("configured", [])]
     if not configured:
         return ok("scheduler", "none configured: the agents coordinate themselves")
-    if state.get("connected"):
+    missing = [text for text in configured if not _in_use(text, state)]
+    if not missing:
         return ok("scheduler", f"connected to {state.get('address')}")
-    reasons = []
-    for text in configured[:_NAMED]:
-        address = Address.parse(text)
-        why = await web.dial(address.host, address.port)
-        reasons.append(f"{text}: {why or 'it can be dialled, and refuses this agent'}")
+    reasons = "; ".join([f"{text}: {await _why_not(text, state)}" for text in missing[:_NAMED]])
     todo = "start the scheduler, open its port (TCP 5060), or mend --scheduler; cluster and version must be the agent's"
-    return fail("scheduler", f"not connected ({'; '.join(reasons)}); the agents coordinate themselves", todo)
+    if state.get("connected"):
+        return warn(
+            "scheduler", f"{len(missing)} of {len(configured)} not used ({reasons}); the others do its work", todo
+        )
+    return fail("scheduler", f"not connected ({reasons}); the agents coordinate themselves", todo)
+
+
+def _entry(text: str, state: dict[str, Any]) -> dict[str, Any]:
+    """Return what the agent says of one scheduler; an agent from before there were several says it of all."""
+    each = [entry for entry in state.get("each", []) if isinstance(entry, dict)]
+    known = {entry.get("address"): entry for entry in each}
+    return known.get(text, {"state": IN_USE if state.get("connected") and not each else "lost"})
+
+
+def _in_use(text: str, state: dict[str, Any]) -> bool:
+    return _entry(text, state).get("state") == IN_USE
+
+
+async def _why_not(text: str, state: dict[str, Any]) -> str:
+    standing = str(_entry(text, state).get("state"))
+    if standing != "lost":
+        return standing
+    address = Address.parse(text)
+    return await web.dial(address.host, address.port) or "it can be dialled, and refuses this agent"

@@ -29,6 +29,10 @@ PEER = {
     "down_bytes": 4096,
     "source": "mdns",
 }
+EACH = [
+    {"address": "s:1", "state": "connected", "swarms": 2, "why": ""},
+    {"address": "t:1", "state": "lost", "swarms": 0, "why": "no route"},
+]
 DOCUMENT: dict[str, Any] = {
     "version": "0.1.0",
     "peer_id": "a" * 32,
@@ -112,6 +116,11 @@ def test_the_table_names_who_is_banned_why_and_for_how_long() -> None:
         ({"configured": [], "connected": False, "address": None}, "none: the agents coordinate themselves"),
         ({"configured": ["s:1"], "connected": False, "address": None}, "not reachable (s:1)"),
         ({"configured": ["s:1"], "connected": True, "address": "s:1"}, "connected to s:1"),
+        (
+            {"configured": ["s:1", "t:1"], "connected": True, "address": "s:1", "each": EACH},
+            "s:1 connected, 2 running pulls",
+        ),
+        ({"configured": ["s:1", "t:1"], "connected": True, "address": "s:1", "each": EACH}, "t:1 lost (no route)"),
     ],
 )
 def test_the_scheduler_is_there_gone_or_not_wanted(scheduler: dict[str, Any], words: str) -> None:

@@ -31,7 +31,7 @@ from p2pdist.setup.installer import Installer
 from p2pdist.setup.plan import Places, View, Wanted
 from p2pdist.setup.tree import Tree
 from tests.fake_registry import FakeRegistry, Fault
-from tests.nodes import FakeOrigin, eventually
+from tests.nodes import FakeOrigin, eventually, running_scheduler
 from tests.nodes import Node as Neighbour
 from tests.nodes import running as running_neighbours
 from tests.setup.conftest import HOSTS
@@ -330,6 +330,20 @@ async def test_a_scheduler_that_cannot_be_reached(tmp_path: Path, registry: Fake
         await node.examine()
         assert node.found(Result.FAIL) == {"scheduler"}
         assert f"127.0.0.1:{port}: connection refused" in node.one("scheduler").what
+
+
+async def test_one_of_two_schedulers_that_cannot_be_reached(tmp_path: Path, registry: FakeRegistry) -> None:
+    gone = closed_port()
+    async with running_scheduler(cluster="default") as (_, (host, port), _scope):
+        two = (Address(host, port), Address("127.0.0.1", gone))
+        async with patient(tmp_path, registry, scheduler=two) as node:
+            agent = node.agent
+            assert agent is not None
+            await eventually(lambda: agent.tracker is not None and bool(agent.tracker.connected))
+            await node.examine()
+            assert node.found(Result.FAIL) == set()
+            assert node.found(Result.WARN) >= {"scheduler"}
+            assert f"1 of 2 not used (127.0.0.1:{gone}: connection refused)" in node.one("scheduler").what
 
 
 async def test_a_peer_of_another_version(tmp_path: Path, registry: FakeRegistry) -> None:

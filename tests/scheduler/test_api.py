@@ -48,11 +48,20 @@ async def test_health_is_answered(target: str) -> None:
 async def test_the_status_tells_agents_and_swarms() -> None:
     status = (await ask(busy_server(), "/status")).json()
     assert status["cluster"] == "lab"
+    assert status["schedulers"] == [status["scheduler"]]
     assert status["agents"] == 2
     first = {"peer_id": ONE, "host": "10.0.0.1", "port": 1, "site": "here", "leases": 2}
     assert status["agent_list"][0] == first
     assert status["swarms"] == [
-        {"blob": BLOB, "size_bytes": 3 * MIN_CHUNK_BYTES, "members": 1, "chunks_done": 1, "chunks": 3, "leases": 2}
+        {
+            "blob": BLOB,
+            "size_bytes": 3 * MIN_CHUNK_BYTES,
+            "members": 1,
+            "chunks_done": 1,
+            "chunks": 3,
+            "leases": 2,
+            "led": True,
+        }
     ]
     assert (status["leases_granted"], status["leases_lapsed"]) == (3, 0)
 
@@ -69,6 +78,8 @@ async def test_metrics_are_read_from_the_state_at_each_scrape() -> None:
     for line in (
         "p2pdist_scheduler_agents 2.0",
         "p2pdist_scheduler_swarms 1.0",
+        "p2pdist_scheduler_swarms_led 1.0",
+        "p2pdist_scheduler_schedulers 1.0",
         "p2pdist_scheduler_leases 2.0",
         "p2pdist_scheduler_leases_granted_total 3.0",
         "p2pdist_scheduler_messages_received_total 0.0",
