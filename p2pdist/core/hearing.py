@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What others say: which chunks a peer has, their checksums, and whose word on these counts.
 
-Peers announce by Share and Have, the scheduler sends what the lease holders found. A better word than its sender's
-takes a wrong chunk back out of the store, and falls back on who sent it.
+Peers announce by Share and Have, the scheduler sends what the lease holders found, and what this agent reads from the
+origin is certain. A better word takes the place of a lesser one, and wrong chunks back out of the store. It falls back
+on whoever gave the lesser word; on a chunk's sender only where nobody else had spoken. What peers say against words
+that are no better is a dispute, which reading the chunk from the origin ends (core/ladder.py).
 """
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 from p2pdist.core.chunkmap import ChunkMap, chunk_set, members
@@ -14,7 +17,8 @@ from p2pdist.core.events import ForgetChunks, LookUp
 from p2pdist.core.peerbook import MAX_SHARED_BLOBS
 from p2pdist.core.progress import MAX_WHOLE_BYTES, read_share
 from p2pdist.core.reputation import Offence
-from p2pdist.core.wire import unpack_checksums, unpack_indices
+from p2pdist.core.verify import Basis
+from p2pdist.core.wire import Refuted, unpack_checksums, unpack_indices
 from p2pdist.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
@@ -26,8 +30,15 @@ if TYPE_CHECKING:
     from p2pdist.core.progress import Progress
     from p2pdist.core.serve import Giving
     from p2pdist.core.state import SwarmState
-    from p2pdist.core.types import Checksum
+    from p2pdist.core.types import Checksum, Digest, PeerId
     from p2pdist.core.wire import Checksums, Have, Share
+
+CREDIT = 4
+"""Right chunks that a peer has sent, for each wrong word of its, so that it counts as one who believed another."""
+REFUTED_MAX = 16
+"""Checksums of the scheduler's that this agent itself has found wrong, before it believes none of them until it is
+connected anew: before a lying lease holder gets so far, the scheduler has found it out."""
+PARDONS = 64
 
 
 class Hearing:
@@ -38,6 +49,9 @@ class Hearing:
         self._leasing = leasing
         self._giving = giving
         self._membership = membership
+        self._refuted = 0
+        self._on_its_word: deque[tuple[PeerId, Digest, int, Checksum]] = deque(maxlen=PARDONS)
+        """Peers blamed because the scheduler said otherwise, and what they had said."""
 
     # --------------------------------------------------------------- peers
 
@@ -110,16 +124,97 @@ class Hearing:
 
     def _heard(self, progress: Progress, peer: Peer, words: Iterable[tuple[int, Checksum]]) -> None:
         """Weigh a peer's word on checksums; a lease holder's own settles it where no scheduler does."""
-        settled = progress.vouchers.settled
+        vouchers, connected = progress.vouchers, self._state.book.peers
+        settled = vouchers.settled
         swarm = None if self._state.scheduled else self._leasing.elders_and(peer, progress)
         for index, checksum in words:
-            if index in settled:
+            known = settled.get(index)
+            if known is not None:
+                if known != checksum:
+                    self._contradicted(progress, peer, index, checksum)
+                    if peer.peer_id not in connected:
+                        return
                 continue
             if swarm is not None and self._leasing.vouches(peer.peer_id, progress, index, swarm):
-                progress.vouchers.settle(index, checksum)
-            elif not progress.vouchers.claim(index, checksum, peer.peer_id):
+                self._settle(progress, index, checksum, Basis.HOLDER, (peer.peer_id,))
+            elif vouchers.claim(index, checksum, peer.peer_id):
+                self._settle(progress, index, checksum, Basis.WITNESSES, vouchers.witnesses(index, checksum))
+            else:
                 continue
             self._offer(progress, index)
+
+    def _settle(
+        self, progress: Progress, index: int, checksum: Checksum, basis: Basis, by: tuple[PeerId, ...] = ()
+    ) -> None:
+        """Take a checksum as right, and draw the consequences for those who said otherwise."""
+        for dissenter, word in progress.vouchers.settle(index, checksum, basis, by):
+            peer = self._state.book.peers.get(dissenter)
+            if peer is not None:
+                self._contradicted(progress, peer, index, word)
+        if basis >= Basis.SCHEDULER and (said := progress.disputed.pop(index, None)) is not None:
+            disputer = self._state.book.peers.get(said[0])
+            if disputer is not None and said[1] != checksum:
+                self._contradicted(progress, disputer, index, said[1])
+
+    def _contradicted(self, progress: Progress, peer: Peer, index: int, word: Checksum) -> None:
+        """Weigh a peer's word against the settled one, which differs."""
+        basis, _ = progress.vouchers.basis(index)
+        known = peer.shared.get(progress.blob, 0)
+        if known >> index & 1:
+            # What it has is not what we want.
+            peer.shared[progress.blob] = known & ~(1 << index)
+            others = (other.shared.get(progress.blob, 0) for other in self._state.book.peers.values())
+            progress.drop_holder(1 << index, others)
+        before = progress.vouchers.overturned.get(index)
+        if before is not None and before[0] == word:
+            return  # We believed that, too.
+        if basis is None or basis < Basis.SCHEDULER:
+            progress.disputed.setdefault(index, (peer.peer_id, word, self._state.now))
+            return
+        if basis is Basis.SCHEDULER:
+            self._on_its_word.append((peer.peer_id, progress.blob, index, word))
+        self._false_word(peer.peer_id, progress, index)
+
+    def _false_word(self, peer_id: PeerId, progress: Progress, index: int) -> None:
+        """Count a refuted word: of a peer that has sent many right chunks it may be another's, which it believed."""
+        peer = self._state.book.peers.get(peer_id)
+        if peer is not None:
+            peer.wrong += 1
+        believed = peer is not None and peer.good >= CREDIT * peer.wrong
+        offence = Offence.SUSPECT if believed else Offence.FALSE_CHECKSUM
+        self._convict(peer_id, offence, f"gave a wrong checksum of chunk {index} of {progress.blob}")
+
+    def refute(self, progress: Progress, index: int, sender: PeerId, checksum: Checksum) -> None:
+        """Blame a peer for a chunk that is not what it should be, unless what it should be is disputed."""
+        basis, _ = progress.vouchers.basis(index)
+        if index in progress.disputed and basis is not None and basis < Basis.SCHEDULER:
+            return
+        if basis is Basis.SCHEDULER:
+            self._on_its_word.append((sender, progress.blob, index, checksum))
+        self._convict(sender, Offence.CORRUPT, f"sent a corrupt chunk {index} of {progress.blob}")
+
+    def _convict(self, peer_id: PeerId, offence: Offence, reason: str) -> None:
+        """Count an offence; where the peer is banned for it, believe nothing any more that rests on its word alone."""
+        if not self._membership.offended(peer_id, offence, reason):
+            return
+        for progress in self._state.wanted():
+            vouchers, senders = progress.vouchers, progress.senders
+            vouchers.withdraw(peer_id)
+            if progress.checking:
+                continue
+            alone = [index for index, sender in senders.items() if sender == peer_id and index not in vouchers.settled]
+            doubtful = sorted({*alone, *vouchers.resting_on(peer_id)})
+            vouchers.forget(doubtful)
+            here = [index for index in doubtful if progress.have >> index & 1]
+            if here:
+                self._state.out.append(ForgetChunks(blob=progress.blob, indices=here))
+                progress.lose(here)
+                self._tell_again(progress)
+
+    def _tell_again(self, progress: Progress) -> None:
+        for peer in self._state.book.peers.values():
+            if progress.blob in peer.cursors:
+                self._state.share_with(peer, progress, reply=True)
 
     def _offer(self, progress: Progress, index: int) -> None:
         self._state.offer(progress, index)
@@ -128,7 +223,7 @@ class Hearing:
     # ----------------------------------------------------------- checksums
 
     def checksums_came(self, message: Checksums) -> None:
-        """Take in the scheduler's word."""
+        """Take in the scheduler's word, unless this agent has found too much of it wrong."""
         progress = self._state.blobs.get(message.blob)
         if progress is None or not progress.wanted or not progress.shared:
             return
@@ -138,29 +233,73 @@ class Hearing:
         indices = unpack_indices(message.indices, progress.count)
         checksums = unpack_checksums(message.checksums, len(indices))
         progress.done |= chunk_set(indices)
-        settled = progress.vouchers.settled
-        new = {index: word for index, word in zip(indices, checksums, strict=True) if index not in settled}
-        if not progress.checking:
-            self.settled(progress, new)
+        settled, basis = progress.vouchers.settled, progress.vouchers.basis
+        better: dict[int, Checksum] = {}
+        for index, word in zip(indices, checksums, strict=True):
+            if basis(index)[0] is not Basis.CERTAIN:
+                better[index] = word
+            elif settled[index] != word:
+                self._scheduler_erred(progress, index, settled[index])
+        if not progress.checking and self._refuted < REFUTED_MAX:
+            self._better(progress, better, Basis.SCHEDULER)
 
-    def settled(self, progress: Progress, words: dict[int, Checksum]) -> None:
-        """Take in checksums that are certain; chunks that only their senders vouched for and that differ go."""
-        wrong = [index for index, word in words.items() if progress.have >> index & 1 and progress.own[index] != word]
-        if wrong:
-            self._state.out.append(ForgetChunks(blob=progress.blob, indices=wrong))
-            self.blame(progress, wrong, "sent corrupt chunks of")
+    def trust_again(self) -> None:
+        """Believe a scheduler that was connected just now."""
+        self._refuted = 0
+
+    def read(self, progress: Progress, index: int, checksum: Checksum) -> None:
+        """Take in what this agent has read from the origin itself."""
+        vouchers = progress.vouchers
+        word, basis, _ = vouchers.overturned.get(index, (None, None, ()))
+        if index in vouchers.settled:
+            word, basis = vouchers.settled[index], vouchers.basis(index)[0]
+        if basis is Basis.SCHEDULER and word != checksum:
+            self._scheduler_erred(progress, index, checksum)
+        self._better(progress, {index: checksum}, Basis.CERTAIN)
+
+    def _scheduler_erred(self, progress: Progress, index: int, checksum: Checksum) -> None:
+        """Tell the scheduler that it was told wrong, and pardon who was blamed for saying what is right."""
+        self._refuted += 1
+        self._leasing.tell(Refuted(progress.blob, index, checksum))
+        for blamed in [blamed for blamed in self._on_its_word if blamed[1:] == (progress.blob, index, checksum)]:
+            self._on_its_word.remove(blamed)
+            self._state.book.reputation.pardon(blamed[0])
+
+    def _better(self, progress: Progress, words: dict[int, Checksum], basis: Basis) -> None:
+        """Take in better words than those before; chunks that differ go."""
+        settled, own, have = progress.vouchers.settled, progress.own, progress.have
+        differs = [
+            index
+            for index, word in words.items()
+            if settled.get(index, word) != word or (have >> index & 1 and own[index] != word)
+        ]
+        if differs:
+            here = [index for index in differs if have >> index & 1]
+            if here:
+                self._state.out.append(ForgetChunks(blob=progress.blob, indices=here))
+            self.blame(progress, differs, "sent corrupt chunks of")
         for index, word in words.items():
-            progress.vouchers.settle(index, word)
+            self._settle(progress, index, word, basis)
             self._offer(progress, index)
 
     def blame(self, progress: Progress, indices: list[int], reason: str) -> None:
-        """Forget wrong chunks and ban who sent them."""
-        liars = dict.fromkeys(progress.senders[index] for index in indices if index in progress.senders)
-        self._state.counters.corrupt_chunks += len(indices)
+        """Forget wrong chunks and words; blame whose words they were, and senders for what they alone vouched for."""
+        vouchers = progress.vouchers
+        senders: Counter[PeerId] = Counter()
+        words: dict[PeerId, int] = {}
+        for index in indices:
+            basis, by = vouchers.basis(index)
+            sender = progress.senders.get(index)
+            if sender is not None and (basis is None or progress.whole):
+                senders[sender] += 1
+            self._state.counters.corrupt_chunks += sender is not None or progress.have >> index & 1
+            words.update((peer, index) for peer in by)
         progress.lose(indices)
-        progress.vouchers.forget(indices)
-        for liar in liars:
-            self._membership.offended(liar, Offence.CORRUPT, f"{reason} {progress.blob}")
-        for peer in self._state.book.peers.values():
-            if progress.blob in peer.cursors:
-                self._state.share_with(peer, progress, reply=True)
+        vouchers.forget(indices)
+        for sender, count in senders.items():
+            peer = self._state.book.peers.get(sender)
+            believed = peer is not None and peer.good >= CREDIT * count and not progress.whole
+            self._convict(sender, Offence.SUSPECT if believed else Offence.CORRUPT, f"{reason} {progress.blob}")
+        for voucher, index in words.items():
+            self._false_word(voucher, progress, index)
+        self._tell_again(progress)

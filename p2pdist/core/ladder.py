@@ -41,6 +41,8 @@ FLOWING_S = 1.0
 """Chunks come all the time where the last has come within this."""
 STALL_S = 6.0
 """Without help for so long, and up to twice that, an agent goes on alone; jittered, not all in the same moment."""
+DISPUTE_S = 2.0
+"""For a better word on a chunk that peers dispute, before it is read from the origin."""
 LONELY_S = 2.0
 """The same where it has no peer at all."""
 
@@ -67,6 +69,7 @@ class Ladder:
             self._report(progress, unheld)
         if progress.final or progress.retry_at > state.now:
             return
+        self._arbitrate(progress)
         old = [index for index, since in progress.orphans.items() if state.now - since > self._patience_s()]
         for index in old[: max(0, LEASES - self._leasing.fetching())]:
             self._leasing.fetch(progress, [index])
@@ -74,6 +77,15 @@ class Ladder:
             while free and self._leasing.fetching() < LEASES:
                 begun = self._leasing.fetch_run(progress, lowest(unheld or free), unheld or free)
                 free, unheld = free & ~begun, unheld & ~begun
+
+    def _arbitrate(self, progress: Progress) -> None:
+        """Read a chunk that peers dispute, one at a time: that convicts who lied, and settles what else it said."""
+        if any(self._leasing.is_fetching(progress, index) for index in progress.disputed):
+            return
+        for index, (_, _, since) in progress.disputed.items():
+            if self._state.now - since >= DISPUTE_S:
+                self._leasing.fetch(progress, [index])
+                return
 
     def _note_orphans(self, progress: Progress, bits: int) -> None:
         """Keep since when each orphan has been one."""

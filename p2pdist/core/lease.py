@@ -115,6 +115,10 @@ class Leasing:
         """Return how many requests are running."""
         return self._requests
 
+    def is_fetching(self, progress: Progress, index: int) -> bool:
+        """Whether a chunk is being read from the origin by us."""
+        return (progress.blob, index) in self._fetching
+
     def met(self) -> None:
         """Note that a peer was met or the scheduler lost: for a while now, members are still being found."""
         now = self._state.now

@@ -80,19 +80,22 @@ class Membership:
         self._giving.lost(peer)
         for blob in list(peer.shared):
             self.unhold(peer, blob)
+        for progress in self._state.wanted():
+            progress.disputed = {index: said for index, said in progress.disputed.items() if said[0] != peer_id}
         self._taking.lost(peer)
         self._giving.grant()
 
-    def offended(self, peer_id: PeerId, offence: Offence, reason: str) -> None:
-        """Count what a peer did; where that is enough, send it away and tell the scheduler."""
+    def offended(self, peer_id: PeerId, offence: Offence, reason: str) -> bool:
+        """Count what a peer did; where that is enough, send it away, tell the scheduler, and return True."""
         state, peer = self._state, self._state.book.peers.get(peer_id)
         host = peer.host if peer is not None else ""
         ban_s = state.book.reputation.offended(peer_id, offence, state.now, host)
         if not ban_s:
-            return
+            return False
         self.lost(peer_id)
         self._leasing.tell(Banned(peer_id, offence, int(ban_s * 1000)))
         state.out.append(DropPeer(peer=peer_id, offence=offence, reason=reason, ban_s=ban_s))
+        return True
 
     def unhold(self, peer: Peer, blob: Digest) -> None:
         """Forget what a peer has of a blob."""

@@ -66,6 +66,10 @@ class Peer:
     """Our gains when it declined."""
     told_at: int = -1
     """Our gains when it was last told of them."""
+    good: int = 0
+    """Chunks of its that were what a better word than its own said."""
+    wrong: int = 0
+    """Checksums of its that proved wrong."""
     failures: int = 0
     granted: int = -1
     """The last grant of its: their numbers grow."""

@@ -55,6 +55,9 @@ class Progress:
         """Chunks that the scheduler says have been fetched by somebody."""
         self.orphans: dict[int, float] = {}
         """Those of them that no neighbour has, and since when."""
+        self.disputed: dict[int, tuple[PeerId, Checksum, float]] = {}
+        """Chunks of which a peer says something else than what is settled on no certain word: who, what, and since
+        when."""
         self.held = 0
         """Chunks that some connected peer has."""
         self.spread = 0

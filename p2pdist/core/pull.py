@@ -27,10 +27,10 @@ from p2pdist.core.lease import SETTLE_S, Leasing
 from p2pdist.core.membership import Membership
 from p2pdist.core.progress import Progress
 from p2pdist.core.racks import Racks
-from p2pdist.core.reputation import Offence
 from p2pdist.core.serve import Giving
 from p2pdist.core.state import PullSettings, SwarmState
 from p2pdist.core.take import Taking
+from p2pdist.core.verify import Basis
 from p2pdist.errors import RemoteProtocolError, TransferTimeout
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ class PullMachine:
         match event:
             case ev.SchedulerConnected():
                 self.state.scheduled = True
+                self._hearing.trust_again()
                 for progress in self.state.wanted():
                     self._membership.join(progress)
             case ev.SwarmMoved():
@@ -174,9 +175,9 @@ class PullMachine:
             progress.size(ChunkMap.of(event.size_bytes))
         progress.whole = event.size_bytes is None
         for index, checksum in event.have.items():
-            # Checked when it came and again now: what an earlier run kept is our own word.
+            # Checked when it came and again now, but perhaps on a liar's word: a better one may correct it.
             progress.gain(index, checksum)
-            progress.vouchers.settle(index, checksum)
+            progress.vouchers.settle(index, checksum, Basis.WITNESSES)
             state.offer(progress, index)
         # A wait lets the neighbours' answers come back before anything is leased by rendezvous.
         progress.retry_at = state.now + (SHARE_S if shared and self.book.peers else 0.0)
@@ -249,22 +250,23 @@ class PullMachine:
         here = progress.have >> event.index & 1
         if event.source is not None:
             return not here and self._passes(progress, event, event.source)
-        if not here:
-            progress.vouchers.settle(event.index, event.checksum)
-        elif progress.checking:
+        if here and progress.checking:
             return False
-        else:
-            self._hearing.settled(progress, {event.index: event.checksum})
+        self._hearing.read(progress, event.index, event.checksum)
         return not progress.have >> event.index & 1
 
     def _passes(self, progress: Progress, event: ev.ChunkArrived, source: PeerId) -> bool:
         """Compare the chunk's checksum with what it should be; a peer that sent another is banned."""
-        expected = progress.vouchers.expected(event.index, source)
+        vouchers = progress.vouchers
+        expected = vouchers.expected(event.index, source)
         if expected is None or expected == event.checksum:
             progress.senders[event.index] = source
+            peer = self.book.peers.get(source)
+            if peer is not None and event.index in vouchers.settled:
+                peer.good += 1
             return True
         self.counters.corrupt_chunks += 1
-        self._membership.offended(source, Offence.CORRUPT, f"sent a corrupt chunk {event.index} of {event.blob}")
+        self._hearing.refute(progress, event.index, source, event.checksum)
         self._taking.call_for(progress, event.index)
         return False
 

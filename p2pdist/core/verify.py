@@ -5,12 +5,14 @@ The blob's SHA-256 (SHA-512 where its digest is one) is the only authority. The 
 finds corruption early: the expected value comes from the one that fetched the chunk from the origin
 (by way of the scheduler, or directly where it is the chunk's lease holder), or from two peers that
 agree; never from the peer that serves the bytes alone. A chunk that only its sender vouches for is
-kept but not offered on; what an earlier run kept, checked again, counts as our own word.
+kept but not offered on; what an earlier run kept, checked again, counts as if witnesses had spoken for it.
+What a word rests on is kept (Basis): when it proves wrong, who gave it is to blame, not who passed it on.
 """
 
 from __future__ import annotations
 
 import hashlib
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from xxhash import xxh3_128_digest
@@ -18,6 +20,8 @@ from xxhash import xxh3_128_digest
 from p2pdist.core.types import Checksum, Digest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from p2pdist.core.types import PeerId
 
 CHECKSUM_BYTES = 16
@@ -41,6 +45,19 @@ def checksum_of(data: bytes | bytearray | memoryview) -> Checksum:
     return Checksum(xxh3_128_digest(data))
 
 
+class Basis(IntEnum):
+    """What a settled checksum rests on; a higher one takes the place of a lower."""
+
+    WITNESSES = 1
+    """Peers that agree, each of which may believe another."""
+    HOLDER = 2
+    """The chunk's lease holder by rendezvous, which says so itself."""
+    SCHEDULER = 3
+    """The lease holder by way of the scheduler."""
+    CERTAIN = 4
+    """This agent has read the chunk from the origin, or the blob is verified."""
+
+
 class Vouchers:
     """What is known of the checksums of one blob's chunks."""
 
@@ -48,33 +65,55 @@ class Vouchers:
         self.settled: dict[int, Checksum] = {}
         self.settled_bits = 0
         """The same chunks, as a set."""
+        self.overturned: dict[int, tuple[Checksum, Basis, tuple[PeerId, ...]]] = {}
+        """What was settled of a chunk and proved wrong: others may have believed it as we did."""
+        self._basis: dict[int, tuple[Basis, tuple[PeerId, ...]]] = {}
+        """What each settled checksum rests on, and which peers said it."""
         self._claims: dict[int, dict[PeerId, Checksum]] = {}
 
-    def settle(self, index: int, checksum: Checksum) -> None:
-        """Take this checksum as right: its source has read the chunk from the origin, or the blob is verified."""
+    def settle(
+        self, index: int, checksum: Checksum, basis: Basis = Basis.CERTAIN, by: tuple[PeerId, ...] = ()
+    ) -> list[tuple[PeerId, Checksum]]:
+        """Take this checksum as right; return the peers that said otherwise, and what."""
+        claims = self._claims.pop(index, {})
         self.settled[index] = checksum
         self.settled_bits |= 1 << index
-        self._claims.pop(index, None)
+        self._basis[index] = basis, by
+        return [(peer, word) for peer, word in claims.items() if word != checksum]
+
+    def basis(self, index: int) -> tuple[Basis | None, tuple[PeerId, ...]]:
+        """Return what the chunk's settled checksum rests on; None where it is not settled."""
+        return self._basis.get(index, (None, ()))
+
+    def resting_on(self, peer: PeerId) -> list[int]:
+        """Return the chunks whose settled checksum rests on this peer's word."""
+        return [index for index, (_, by) in self._basis.items() if peer in by]
 
     def claim(self, index: int, checksum: Checksum, by: PeerId) -> bool:
-        """Note a peer's word; return whether it settled the chunk's checksum just now."""
-        if index in self.settled:
-            return False
+        """Note a peer's word on a chunk that is not settled; return whether enough peers agree to settle it."""
         claims = self._claims.setdefault(index, {})
         claims[by] = checksum
-        if sum(1 for other in claims.values() if other == checksum) < WITNESSES:
-            return False
-        self.settle(index, checksum)
-        return True
+        return sum(1 for other in claims.values() if other == checksum) >= WITNESSES
+
+    def witnesses(self, index: int, checksum: Checksum) -> tuple[PeerId, ...]:
+        """Return who says this of a chunk that is not settled."""
+        return tuple(peer for peer, word in self._claims.get(index, {}).items() if word == checksum)
 
     def expected(self, index: int, sender: PeerId) -> Checksum | None:
         """Return what the chunk's checksum should be: the settled one, else the sender's own claim, else None."""
         settled = self.settled.get(index)
         return settled if settled is not None else self._claims.get(index, {}).get(sender)
 
-    def forget(self, indices: list[int]) -> None:
+    def forget(self, indices: Iterable[int]) -> None:
         """Trust nothing said of these chunks any more: they proved wrong."""
         for index in indices:
-            self.settled.pop(index, None)
+            word = self.settled.pop(index, None)
+            if word is not None:
+                self.overturned[index] = word, *self._basis.pop(index)
             self.settled_bits &= ~(1 << index)
             self._claims.pop(index, None)
+
+    def withdraw(self, peer: PeerId) -> None:
+        """Forget what one peer claims; what is settled stays."""
+        for claims in self._claims.values():
+            claims.pop(peer, None)

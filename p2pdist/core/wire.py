@@ -339,6 +339,16 @@ class Present(Message):
     age_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Refuted(Message):
+    """To the scheduler: the agent has read this chunk from the origin, and the checksum that was pushed is wrong."""
+
+    CODE: ClassVar[int] = 41
+    blob: Digest
+    index: Number
+    checksum: bytes
+
+
 _INT_LIMIT = 1 << 53
 _TEXT_LIMIT = 512
 _BLOBS_LIMIT = 1000

@@ -4,11 +4,16 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from p2pdist.core import events as ev
 from p2pdist.core import wire
+from p2pdist.core.hearing import CREDIT, REFUTED_MAX
+from p2pdist.core.ladder import DISPUTE_S
 from p2pdist.core.lease import NEWS_S, holder_of, rank_of
 from p2pdist.core.peerbook import MAX_SHARED_BLOBS
+from p2pdist.core.reputation import Offence
 from p2pdist.core.wire import Grant, Lease, Room, Unshare
 from p2pdist.errors import RemoteProtocolError
 from tests.script import (
@@ -23,11 +28,13 @@ from tests.script import (
     done,
     drop,
     fetch,
+    fetches,
     have,
     scheduled,
     send,
     share,
     takes,
+    tell,
     write,
 )
 from tests.strategies import CHUNK, checksum, digest, peer
@@ -198,3 +205,247 @@ def test_a_peer_that_has_everything_wants_no_more() -> None:
     script.connect(2)
     script.says(2, share([0]), have(1, 2, 3))
     assert not script.machine.book.peers[peer(2)].wants
+
+
+# ------------------------------------------------------------------- liars
+
+
+def drops(out: list[ev.Command]) -> list[tuple[int, Offence]]:
+    return [(int(command.peer, 16), command.offence) for command in out if isinstance(command, ev.DropPeer)]
+
+
+def says_wrong(script: Script, number: int, *indices: int) -> list[ev.Command]:
+    """Let a peer announce chunks with wrong checksums."""
+    words = b"".join(checksum(index + 1000) for index in indices)
+    return script.says(number, wire.Have(B, wire.pack_indices(indices), words))
+
+
+def test_a_false_checksum_is_found_out_before_a_byte_was_taken() -> None:
+    script = scheduled(2, 3)
+    script.ordered(checksums(0))
+    assert drops(says_wrong(script, 2, 0)) == [(2, Offence.FALSE_CHECKSUM)]
+    script.says(3, have(0), Grant(1))
+    assert drops(script.ordered(checksums(1))) == []
+
+
+def test_two_liars_that_agree_settle_nothing_against_the_scheduler() -> None:
+    script = scheduled(2, 3, 4)
+    says_wrong(script, 2, 0)
+    says_wrong(script, 3, 0)
+    assert script.machine.blobs[B].vouchers.settled == {0: checksum(1000)}
+    assert sorted(drops(script.ordered(checksums(0)))) == [(2, Offence.FALSE_CHECKSUM), (3, Offence.FALSE_CHECKSUM)]
+    assert script.machine.blobs[B].vouchers.settled == {0: checksum(0)}
+    assert takes(script, 4, 1, 0)[0] == write(0)
+    assert script.machine.blobs[B].offered == 1
+
+
+def test_two_liars_that_agree_have_no_honest_peer_banned_and_the_origin_decides() -> None:
+    script = Script()
+    script.connect(2, 3, 4)
+    script.start()
+    for number in (2, 3, 4):
+        script.says(number, share(wants=False))
+    script.now = 1.0
+    says_wrong(script, 2, 0)
+    says_wrong(script, 3, 0)
+    assert drops(script.says(4, have(0))) == []
+    assert script.machine.book.peers[peer(4)].shared[B] == 0
+    assert 0 not in fetches(script.tick(1.0 + DISPUTE_S - 0.1))
+    assert fetches(script.tick(1.0 + DISPUTE_S))[0] == 0
+    assert 0 not in fetches(script.tick(1.1 + DISPUTE_S))
+    out = script.arrives(None, 0)
+    assert sorted(drops(out)) == [(2, Offence.FALSE_CHECKSUM), (3, Offence.FALSE_CHECKSUM)]
+    assert write(0) in out
+    assert not script.machine.blobs[B].disputed
+
+
+def test_a_single_liar_that_disputes_everything_costs_one_chunk_from_the_origin() -> None:
+    script = scheduled(2, 3, 4)
+    for number in (3, 4):
+        script.says(number, have(0, 1, 2, 3))
+    says_wrong(script, 2, 0, 1, 2, 3)
+    assert len(script.machine.blobs[B].disputed) == CHUNKS
+    assert fetches(script.tick(DISPUTE_S)) == [0]
+    assert drops(script.arrives(None, 0)) == [(2, Offence.FALSE_CHECKSUM)]
+    assert not script.machine.blobs[B].disputed
+    assert fetches(script.tick(DISPUTE_S + 0.1)) == []
+
+
+def test_a_dispute_raised_by_who_has_gone_is_none() -> None:
+    script = scheduled(2, 3, 4)
+    for number in (3, 4):
+        script.says(number, have(0))
+    says_wrong(script, 2, 0)
+    script.on(ev.PeerLost(peer=peer(2)))
+    assert fetches(script.tick(DISPUTE_S)) == []
+
+
+def lying_holder() -> tuple[Script, int, int]:
+    """Without a scheduler: a lease holder whose wrong chunk came by way of an honest peer; and a chunk of ours."""
+    script = Script()
+    script.connect(2, 3)
+    script.start(8)
+    for number in (2, 3):
+        script.says(number, share(size=8 * CHUNK))
+    script.tick(NEWS_S)
+    swarm = [ME, peer(2), peer(3)]
+    lied = next(index for index in range(8) if holder_of(B, index, swarm) == peer(2))
+    ours = next(index for index in range(8) if holder_of(B, index, swarm) == ME)
+    says_wrong(script, 2, lied)
+    says_wrong(script, 3, lied)
+    script.says(3, Grant(1))
+    out = script.arrives(3, lied, grant=1, word=checksum(lied + 1000))
+    assert write(lied, checksum(lied + 1000)) in out
+    assert script.machine.blobs[B].offered >> lied & 1
+    return script, lied, ours
+
+
+def test_a_lease_holder_that_lied_is_to_blame_and_not_who_passed_its_chunk_on() -> None:
+    script, lied, _ = lying_holder()
+    out = script.on(ev.BlobRejected(blob=B, indices=[lied]))
+    assert drops(out) == [(2, Offence.FALSE_CHECKSUM)]
+    assert not script.machine.blobs[B].have >> lied & 1
+    # Who believed it still says the same.
+    assert drops(script.arrives(None, lied)) == []
+    assert drops(says_wrong(script, 3, lied)) == []
+
+
+def test_with_a_convicted_lease_holder_goes_all_that_rests_on_its_word() -> None:
+    script, lied, ours = lying_holder()
+    says_wrong(script, 2, ours)
+    out = script.arrives(None, ours)
+    assert drops(out) == [(2, Offence.FALSE_CHECKSUM)]
+    assert ev.ForgetChunks(blob=B, indices=[lied]) in out
+    assert not script.machine.blobs[B].offered >> lied & 1
+    assert script.machine.blobs[B].have >> ours & 1
+
+
+def test_with_a_convicted_peer_goes_what_only_it_vouched_for() -> None:
+    script = scheduled(2, 3)
+    says_wrong(script, 2, 0, 1)
+    script.says(2, Grant(1))
+    taken = script.machine.book.peers[peer(2)].downloads[1].index
+    script.arrives(2, taken, grant=1, word=checksum(taken + 1000))
+    out = script.ordered(checksums(1 - taken))
+    assert drops(out) == [(2, Offence.FALSE_CHECKSUM)]
+    assert ev.ForgetChunks(blob=B, indices=[taken]) in out
+    assert script.machine.blobs[B].have == 0
+
+
+def test_a_peer_that_has_sent_many_right_chunks_is_suspected_before_it_is_banned() -> None:
+    script = scheduled(2, 3)
+    script.machine.book.peers[peer(2)].good = 100
+    out: list[ev.Command] = []
+    for index in range(3):
+        assert drops(out) == []
+        script.ordered(checksums(index))
+        out = says_wrong(script, 2, index)
+    assert drops(out) == [(2, Offence.SUSPECT)]
+
+
+def test_a_chunk_of_a_good_peer_that_another_led_astray_bans_nobody_at_once() -> None:
+    script = scheduled(2, 3)
+    script.machine.book.peers[peer(2)].good = CREDIT
+    says_wrong(script, 2, 0)
+    script.says(2, Grant(1))
+    script.arrives(2, 0, grant=1, word=checksum(1000))
+    assert drops(script.on(ev.BlobRejected(blob=B, indices=[0]))) == []
+    assert script.machine.book.reputation.records[peer(2)].score > 0
+
+
+def test_what_an_earlier_run_left_is_corrected_by_a_better_word_and_bans_nobody() -> None:
+    script = Script(scheduled=True)
+    script.connect(2)
+    script.on(
+        ev.PullStarted(
+            blob=B, size_bytes=4 * CHUNK, registry="r", have={0: checksum(1000), 1: checksum(1)}, shared=True
+        )
+    )
+    assert drops(script.says(2, share([0, 1]))) == []
+    out = script.ordered(checksums(0, 1))
+    assert ev.ForgetChunks(blob=B, indices=[0]) in out
+    assert drops(out) == []
+
+
+# ------------------------------------------------------- a lying scheduler
+
+
+def test_the_origin_refutes_the_scheduler_who_is_told_and_whom_it_accused_is_pardoned() -> None:
+    script = scheduled(2, 3)
+    script.ordered(checksums(0, wrong=[0]))
+    assert drops(script.says(2, have(0))) == [(2, Offence.FALSE_CHECKSUM)]
+    script.ordered(Lease(B, 0, 15000))
+    out = script.arrives(None, 0)
+    assert tell(wire.Refuted(B, 0, checksum(0))) in out
+    assert write(0) in out
+    assert not script.machine.book.is_banned(peer(2), script.now)
+    # It insists.
+    out = script.ordered(checksums(0, wrong=[0]))
+    assert tell(wire.Refuted(B, 0, checksum(0))) in out
+    assert script.machine.blobs[B].vouchers.settled == {0: checksum(0)}
+
+
+def test_a_scheduler_that_was_refuted_again_and_again_is_believed_no_more_until_it_is_connected_anew() -> None:
+    chunks, size = REFUTED_MAX + 2, (REFUTED_MAX + 2) * CHUNK
+    script = Script(scheduled=True)
+    script.connect(2)
+    script.start(chunks)
+    for index in range(REFUTED_MAX):
+        script.ordered(checksums(index, wrong=[index], size=size), Lease(B, index, 15000))
+        script.arrives(None, index)
+    script.ordered(checksums(chunks - 1, size=size))
+    assert chunks - 1 not in script.machine.blobs[B].vouchers.settled
+    script.on(ev.SchedulerLost())
+    script.on(ev.SchedulerConnected())
+    script.ordered(checksums(chunks - 1, size=size))
+    assert chunks - 1 in script.machine.blobs[B].vouchers.settled
+
+
+def test_the_scheduler_may_correct_itself_and_nobody_is_to_blame() -> None:
+    script = scheduled(2, 3)
+    script.ordered(checksums(0, wrong=[0]))
+    says_wrong(script, 2, 0)
+    script.says(2, Grant(1))
+    script.arrives(2, 0, grant=1, word=checksum(1000))
+    assert script.machine.blobs[B].offered == 1
+    out = script.ordered(checksums(0))
+    assert ev.ForgetChunks(blob=B, indices=[0]) in out
+    assert drops(out) == []
+    assert drops(says_wrong(script, 3, 0)) == []
+    assert script.machine.blobs[B].have == 0
+
+
+@given(data=st.data())
+def test_whatever_two_liars_say_no_honest_peer_is_banned_and_no_wrong_word_outlives_the_origins(
+    data: st.DataObject,
+) -> None:
+    """Peers 2 and 3 lie, 4 and 5 say what is right; the scheduler, where there is one, and the origin do, too."""
+    script = Script(scheduled=data.draw(st.booleans()))
+    script.connect(2, 3, 4, 5)
+    script.start(8)
+    for number in (2, 3, 4, 5):
+        script.says(number, share(size=8 * CHUNK, wants=data.draw(st.booleans())))
+    steps = st.tuples(st.sampled_from(["lie", "say", "read", "push", "wait"]), st.integers(0, 1), st.integers(0, 7))
+    banned_numbers: set[int] = set()
+    out: list[ev.Command] = []
+    for what, who, index in data.draw(st.lists(steps, max_size=40)):
+        match what:
+            case "lie":
+                out = says_wrong(script, 2 + who, index)
+            case "say":
+                out = script.says(4 + who, have(index))
+            case "read":
+                out = script.arrives(None, index)
+            case "push" if script.machine.state.scheduled:
+                out = script.ordered(checksums(index, size=8 * CHUNK))
+            case "wait":
+                out = script.tick(script.now + 0.7)
+        banned_numbers |= {number for number, _ in drops(out)}
+        for index in fetches(out):
+            banned_numbers |= {number for number, _ in drops(script.arrives(None, index))}
+    assert banned_numbers <= {2, 3}
+    vouchers = script.machine.blobs[B].vouchers
+    for index in range(8):
+        script.arrives(None, index)
+    if script.machine.blobs[B].wanted and not script.machine.blobs[B].checking:
+        assert all(vouchers.settled[index] == checksum(index) for index in range(8))

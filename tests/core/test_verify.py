@@ -6,7 +6,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pdist.core.verify import CHECKSUM_BYTES, Vouchers, checksum_of
+from p2pdist.core.types import Checksum, PeerId
+from p2pdist.core.verify import CHECKSUM_BYTES, Basis, Vouchers, checksum_of
 from tests.strategies import checksum, peer
 
 RIGHT, WRONG = checksum(1), checksum(2)
@@ -32,13 +33,15 @@ def test_one_peers_word_is_expected_of_that_peer_only() -> None:
     assert vouchers.expected(1, A) is None
 
 
-def test_two_peers_that_agree_settle_it_for_all() -> None:
+def test_two_peers_that_agree_are_enough_to_settle_it_for_all() -> None:
     vouchers = Vouchers()
     assert not vouchers.claim(0, WRONG, A)
     assert not vouchers.claim(0, RIGHT, B)
     assert vouchers.claim(0, RIGHT, C)
-    assert vouchers.settled == {0: RIGHT}
+    assert vouchers.witnesses(0, RIGHT) == (B, C)
+    assert vouchers.settle(0, RIGHT, Basis.WITNESSES, (B, C)) == [(A, WRONG)]
     assert vouchers.expected(0, A) == RIGHT
+    assert vouchers.basis(0) == (Basis.WITNESSES, (B, C))
 
 
 def test_a_peer_that_repeats_itself_is_still_one_witness() -> None:
@@ -54,41 +57,55 @@ def test_a_peer_may_correct_itself() -> None:
     vouchers.claim(0, RIGHT, A)
     assert vouchers.expected(0, A) == RIGHT
     assert vouchers.claim(0, RIGHT, B)
-
-
-def test_what_is_settled_stays_whatever_peers_claim() -> None:
-    vouchers = Vouchers()
-    vouchers.settle(0, RIGHT)
-    assert not vouchers.claim(0, WRONG, A)
-    assert not vouchers.claim(0, WRONG, B)
-    assert vouchers.expected(0, A) == RIGHT
+    assert vouchers.settle(0, RIGHT) == []
 
 
 def test_a_better_word_replaces_a_settled_one() -> None:
     vouchers = Vouchers()
-    vouchers.settle(0, WRONG)
+    vouchers.settle(0, WRONG, Basis.HOLDER, (A,))
     vouchers.settle(0, RIGHT)
     assert vouchers.expected(0, A) == RIGHT
+    assert vouchers.basis(0) == (Basis.CERTAIN, ())
 
 
-def test_chunks_that_proved_wrong_are_open_again() -> None:
+def test_chunks_that_proved_wrong_are_open_again_and_it_is_known_what_was_believed() -> None:
     vouchers = Vouchers()
-    vouchers.settle(0, WRONG)
+    vouchers.settle(0, WRONG, Basis.HOLDER, (A,))
     vouchers.claim(1, WRONG, A)
     vouchers.settle(2, RIGHT)
     vouchers.forget([0, 1, 7])
     assert vouchers.expected(0, A) is None
     assert vouchers.expected(1, A) is None
     assert vouchers.settled == {2: RIGHT}
+    assert vouchers.settled_bits == 0b100
+    assert vouchers.basis(0) == (None, ())
+    assert vouchers.overturned == {0: (WRONG, Basis.HOLDER, (A,))}
+
+
+def test_what_rests_on_a_peer_is_known_and_its_claims_can_be_withdrawn() -> None:
+    vouchers = Vouchers()
+    vouchers.settle(0, RIGHT, Basis.HOLDER, (A,))
+    vouchers.settle(1, RIGHT, Basis.WITNESSES, (A, B))
+    vouchers.settle(2, RIGHT, Basis.SCHEDULER)
+    vouchers.claim(3, RIGHT, A)
+    assert vouchers.resting_on(A) == [0, 1]
+    assert vouchers.resting_on(C) == []
+    vouchers.withdraw(A)
+    assert vouchers.expected(3, A) is None
+    assert vouchers.settled.keys() == {0, 1, 2}
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([RIGHT, WRONG]), st.sampled_from([A, B, C]))))
-def test_claims_settle_only_what_two_different_peers_said_alike(claims: list[tuple[int, bytes, str]]) -> None:
+def test_claims_settle_only_what_two_different_peers_said_alike(claims: list[tuple[int, Checksum, PeerId]]) -> None:
     vouchers = Vouchers()
-    last: dict[tuple[int, str], bytes] = {}
+    last: dict[tuple[int, PeerId], Checksum] = {}
     for index, word, by in claims:
-        before = vouchers.settled.get(index)
-        settled_now = vouchers.claim(index, word, by)  # type: ignore[arg-type]
+        if index in vouchers.settled:
+            continue
+        enough = vouchers.claim(index, word, by)
         last[index, by] = word
         agreeing = sum(said == word for (at, _), said in last.items() if at == index)
-        assert settled_now == (before is None and agreeing >= 2)
+        assert enough == (agreeing >= 2)
+        if enough:
+            others = vouchers.settle(index, word, Basis.WITNESSES, vouchers.witnesses(index, word))
+            assert all(last[index, peer] == said != word for peer, said in others)
