@@ -54,6 +54,8 @@ class Swarm:
     """Members that gave a lease back or let it lapse, and until when none is given to them."""
     missing: dict[int, float] = field(default_factory=dict)
     """Chunks that are said to be somewhere, but were reported missing: when first."""
+    votes: dict[int, dict[str, Checksum]] = field(default_factory=dict)
+    """Chunks that agents read otherwise than was pushed: what, by the agents' addresses."""
     fresh: list[int] = field(default_factory=list)
     closed: bool = False
     """Whether only what is urgent is leased: another scheduler leads, or it is not known yet what members have."""
@@ -71,6 +73,14 @@ class Swarm:
     @property
     def pending(self) -> int:
         return (self.urgent if self.closed else self.full) & ~(self.done_bits | self.leased_bits)
+
+    def note_done(self, index: int, checksum: Checksum, peer: PeerId) -> None:
+        """Take down what a member says of a chunk, which is somewhere from now on."""
+        self.done[index] = checksum
+        self.done_bits |= 1 << index
+        self.done_by[index] = peer
+        self.missing.pop(index, None)
+        self.fresh.append(index)
 
 
 @dataclass(slots=True)

@@ -41,6 +41,8 @@ class Reports:
         """Reporters by suspect, and where each stands."""
         self.out: set[PeerId] = set()
         """Agents shut out."""
+        self.news: list[PeerId] = []
+        """Those of them that whoever tells people has not told of yet."""
 
     def note(self, reporter: PeerId, place: str, suspect: PeerId, now: float, agents: int) -> bool:
         """Take in a report; return whether it shuts the suspect out.
@@ -65,6 +67,7 @@ class Reports:
         if suspect in self.out or len(places) < quorum(agents):
             return False
         self.out.add(suspect)
+        self.news.append(suspect)
         return True
 
     def _withdraw(self, reporter: PeerId, suspect: PeerId) -> None:

@@ -314,9 +314,9 @@ class SchedulerServer:
                 out += self.state.said(peer, item, trio.current_time())
         finally:
             self._deliver(out)
-        for suspect in self.state.shut_out:
+        for suspect in self.state.reports.news:
             log.warning("agent shut out: a quorum of others has banned it", peer=suspect)
-        self.state.shut_out.clear()
+        self.state.reports.news.clear()
 
 
 def _tune(stream: trio.SocketStream) -> None:

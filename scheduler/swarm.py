@@ -16,9 +16,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from p2pdist.core.addresses import telling
-from p2pdist.core.chunkmap import ChunkMap, from_bytes, lowest, members
+from p2pdist.core.chunkmap import ChunkMap, lowest, members
 from p2pdist.core.ladder import MISSING_AT_ONCE
 from p2pdist.core.lease import DOUBTERS, FIRST_AHEAD, NEVER
+from p2pdist.core.progress import read_share
 from p2pdist.core.runs import MAX_RUN_BYTES, run_from
 from p2pdist.core.types import PeerId
 from p2pdist.core.verify import CHECKSUM_BYTES
@@ -35,6 +36,7 @@ from p2pdist.core.wire import (
     Neighbours,
     PeerAddress,
     Present,
+    Refuted,
     Renew,
     Resolve,
     Resolved,
@@ -46,6 +48,7 @@ from p2pdist.core.wire import (
 )
 from p2pdist.errors import RemoteProtocolError
 from scheduler.checksums import Archive
+from scheduler.disputes import refuted, revoke
 from scheduler.handout import Crowd, neighbours
 from scheduler.leading import Leading
 from scheduler.ledger import Member, Registry, Run, Swarm
@@ -132,8 +135,6 @@ class SchedulerState:
         self._tags = Tags(tag_ttl_s)
         self._archive = Archive()
         self.reports = Reports()
-        self.shut_out: list[PeerId] = []
-        """Agents shut out since the server last looked."""
 
     def tune(self, *, degree: int, tag_ttl_s: float) -> None:
         """Take other values for what is handed out and remembered from now on."""
@@ -194,6 +195,8 @@ class SchedulerState:
                 return self._hand_out(now)
             case Banned():
                 return self._on_banned(peer, member, message, now)
+            case Refuted():
+                return self._on_refuted(peer, member, message, now)
             case Resolve() if peer in self.reports.out:
                 return [(peer, Resolved(message.number, "", "", 0))]
             case Resolve():
@@ -228,14 +231,28 @@ class SchedulerState:
 
     def _on_banned(self, peer: PeerId, member: Member, message: Banned, now: float) -> Outbox:
         """Count a report; whom a quorum has banned gives its leases back."""
-        place = telling(member.address.host) or peer
-        suspect = message.peer
+        return self._report(peer, telling(member.address.host) or peer, message.peer, now)
+
+    def _on_refuted(self, peer: PeerId, member: Member, message: Refuted, now: float) -> Outbox:
+        """Count an agent's own reading of a chunk as a report against who said otherwise."""
+        swarm, place = self.swarms.get(message.blob), telling(member.address.host) or peer
+        if swarm is None or peer in self.reports.out:
+            return []
+        teller = refuted(swarm, message.index, unpack_checksums(message.checksum, 1)[0], peer, place)
+        if swarm.fresh:
+            self._fresh[swarm.blob] = swarm
+        return [] if teller is None else self._report(peer, place, teller, now)
+
+    def _report(self, peer: PeerId, place: str, suspect: PeerId, now: float) -> Outbox:
+        """Note a report; with an agent that is shut out go its leases, and its word."""
         if suspect not in self.members or not self.reports.note(peer, place, suspect, now, len(self.members)):
             return []
-        self.shut_out.append(suspect)
         for registry in self._registries.values():
             for (_, index), (swarm, _) in list(registry.leases.items()):
                 self._end_lease(swarm, index, suspect)
+        for swarm in self.swarms.values():
+            if revoke(swarm, suspect):
+                self._registry(swarm).line_up(swarm)
         return self._hand_out(now)
 
     # ------------------------------------------------- among other schedulers
@@ -366,11 +383,7 @@ class SchedulerState:
 
     def _read_have(self, swarm: Swarm, peer: PeerId, message: Join, now: float) -> None:
         assert swarm.chunks is not None
-        try:
-            bits = from_bytes(message.have, swarm.chunks.count)
-        except ValueError as error:
-            raise RemoteProtocolError(str(error)) from error
-        checksums = unpack_checksums(message.checksums, bits.bit_count())
+        bits, checksums = read_share(message, swarm.chunks)
         if bits and now < self._resettle_until:
             self._restarting = True
         for index, checksum in zip(members(bits), checksums, strict=True):
@@ -378,11 +391,7 @@ class SchedulerState:
                 self._note_done(swarm, index, checksum, peer)
 
     def _note_done(self, swarm: Swarm, index: int, checksum: Checksum, peer: PeerId) -> None:
-        swarm.done[index] = checksum
-        swarm.done_bits |= 1 << index
-        swarm.done_by[index] = peer
-        swarm.missing.pop(index, None)
-        swarm.fresh.append(index)
+        swarm.note_done(index, checksum, peer)
         self._fresh[swarm.blob] = swarm
 
     def _leave(self, peer: PeerId, member: Member, blob: Digest) -> None:

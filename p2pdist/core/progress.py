@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from p2pdist.core.chunkmap import MIN_CHUNK_BYTES, ChunkMap, chunk_set, from_bytes, members, to_bytes
 from p2pdist.core.select import window_set
 from p2pdist.core.verify import Vouchers
-from p2pdist.core.wire import Share, unpack_checksums
+from p2pdist.core.wire import Join, Share, unpack_checksums
 from p2pdist.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
@@ -187,8 +187,8 @@ class Progress:
         )
 
 
-def read_share(message: Share, chunks: ChunkMap) -> tuple[int, list[Checksum]]:
-    """Return the set of chunks and their checksums that a peer's Share of a blob of this cut tells.
+def read_share(message: Share | Join, chunks: ChunkMap) -> tuple[int, list[Checksum]]:
+    """Return the set of chunks and their checksums that a Share, or Join, of a blob of this cut tells.
 
     Raises:
         RemoteProtocolError: the parts do not fit each other.

@@ -27,6 +27,7 @@ from p2pdist.core.wire import (
     Missing,
     Neighbours,
     PeerAddress,
+    Refuted,
     Renew,
     Resolve,
     Resolved,
@@ -771,7 +772,7 @@ def test_whom_a_quorum_has_banned_is_handed_to_nobody_and_leased_nothing() -> No
     script.says(1, joining())
     shut_out(script, 1, (2, 3, 4))
     assert script.state.reports.out == {peer(1)}
-    assert script.state.shut_out == [peer(1)]
+    assert script.state.reports.news == [peer(1)]
     for number in range(2, 7):
         assert not any(1 in peers for peers in named(script.says(number, joining())).values())
     for at in range(1, 40):
@@ -807,3 +808,35 @@ def test_who_misses_a_chunk_is_not_sent_to_a_shut_out_holder() -> None:
     out = script.says(5, Missing(B, pack_indices([0])))
     assert named(out) == {}
     assert leases(out) == [(5, 0)]
+
+
+def test_what_a_lying_lease_holder_said_is_leased_again_once_enough_agents_have_read_otherwise() -> None:
+    script = Script(1, 2, 3, 4, 5)
+    script.says(1, joining(chunks=3))
+    for index in range(3):
+        script.says(1, Done(B, 3 * CHUNK, index, checksum(index + 1000)))
+    script.tick(1.0)
+    for number in (2, 3, 4, 5):
+        script.says(number, joining(chunks=3))
+    assert script.says(2, Refuted(B, 0, checksum(0))) == []
+    script.says(3, Refuted(B, 1, checksum(1)))
+    script.says(3, Refuted(B, 0, checksum(0)))
+    # Two have read the same: everybody hears of it.
+    out = script.tick(2.0)
+    assert (2, Checksums(B, 3 * CHUNK, pack_indices([0]), checksum(0))) in out
+    assert not script.state.reports.out
+    out = script.says(4, Refuted(B, 2, checksum(2)))
+    assert script.state.reports.out == {peer(1)}
+    assert {index for _, index in leases(out)} == {1, 2}
+    assert script.state.swarms[B].done == {0: checksum(0)}
+
+
+def test_a_lying_agent_refutes_nothing_by_itself() -> None:
+    script = Script(1, 2, 3)
+    for number in (1, 2, 3):
+        script.says(number, joining(chunks=3))
+    script.says(1, done(0, chunks=3))
+    for index in range(3):
+        script.says(2, Refuted(B, index, checksum(9)), Refuted(digest(7), index, checksum(9)))
+    assert script.state.swarms[B].done == {0: checksum(0)}
+    assert not script.state.reports.out
