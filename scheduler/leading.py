@@ -25,7 +25,8 @@ TAKEOVER_S = 0.5
 """After the agents' view of the schedulers has changed: until a swarm that comes is leased of here, by when its members
 have joined, and one that goes is not any more. The other scheduler takes as long, so that one always leases."""
 UNSETTLED_S = 3.0
-"""For so long after that change, swarms that are new here may come from another scheduler."""
+"""For so long after another scheduler has gone, or this one was counted again, swarms that are new here may come from
+another."""
 
 
 class Leading:
@@ -41,7 +42,7 @@ class Leading:
         self._turns: dict[Digest, float] = {}
         """Swarms that close or open, and when."""
 
-    def viewed(self, agent: PeerId, schedulers: Iterable[PeerId]) -> bool:
+    def viewed(self, agent: PeerId, schedulers: Iterable[PeerId], now: float) -> bool:
         """Take in whom an agent counts on, nobody if it has not found out yet; return whether `live` has changed."""
         self._votes.subtract(self._views.pop(agent, ()))
         if view := frozenset(schedulers):
@@ -50,11 +51,12 @@ class Leading:
         self._votes = +self._votes
         live = frozenset(one for one, votes in self._votes.items() if 2 * votes >= len(self._views))
         before, self.live = self.live, live or frozenset((self.own_id,))
+        if before - self.live or self.own_id not in before:
+            self._unsettled_until = now + UNSETTLED_S
         return self.live != before
 
     def changed(self, swarms: Mapping[Digest, Swarm], now: float) -> None:
         """Let swarms come and go as `live` has it now."""
-        self._unsettled_until = now + UNSETTLED_S
         for blob, swarm in swarms.items():
             if self.leads(blob) == swarm.closed:
                 self._turns.setdefault(blob, now + TAKEOVER_S)

@@ -259,8 +259,10 @@ class SchedulerState:
 
     def _viewed(self, peer: PeerId, schedulers: Iterable[PeerId], now: float) -> None:
         """Take in whom an agent counts on; where most see it otherwise now, swarms come and go."""
-        if self.leading.viewed(peer, schedulers):
+        if self.leading.viewed(peer, schedulers, now):
             self.leading.changed(self.swarms, now)
+            for registry in self._registries.values():
+                registry.pace.share(len(self.leading.live))
 
     def _on_renew(self, peer: PeerId, member: Member, message: Renew, now: float) -> None:
         swarm, index = self.swarms.get(message.blob), message.index
@@ -379,7 +381,11 @@ class SchedulerState:
             self._registry(swarm).line_up(swarm)
 
     def _registry(self, swarm: Swarm) -> Registry:
-        return self._registries.setdefault(swarm.registry, Registry())
+        registry = self._registries.get(swarm.registry)
+        if registry is None:
+            registry = self._registries[swarm.registry] = Registry()
+            registry.pace.share(len(self.leading.live))
+        return registry
 
     def _read_have(self, swarm: Swarm, peer: PeerId, message: Join, now: float) -> None:
         assert swarm.chunks is not None

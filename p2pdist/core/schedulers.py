@@ -251,7 +251,7 @@ class Roster:
         if counted == self.counted:
             return []
         self.counted = counted
-        orders: list[Order] = [Say(seat.address, self._view()) for seat in self.seats.values() if seat.connected]
+        orders: list[Order] = [Say(seat.address, self._view()) for seat in present]
         if not counted:
             self._swarms.clear()
         for blob, swarm in self._swarms.items():

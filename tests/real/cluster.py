@@ -72,13 +72,27 @@ class Cluster:
     found_by: str
     agents: dict[str, Agent] = field(default_factory=dict)
     scheduler: Process | None = None
+    more_schedulers: dict[str, Process | None] = field(default_factory=dict)
+    """Further ones by their hosts, None before their start."""
 
     @property
     def data(self) -> Path:
         return self.space.directory("data")
 
+    @property
+    def scheduler_hosts(self) -> list[str]:
+        return ["scheduler", *self.more_schedulers] if self.found_by == SCHEDULER else []
+
+    @property
+    def schedulers(self) -> dict[str, Process]:
+        """Those that were started, by the address that agents know."""
+        started = {"scheduler": self.scheduler, **self.more_schedulers}
+        return {lab_agents.scheduler_address(self.lab[name]): process for name, process in started.items() if process}
+
     async def start_scheduler(self) -> None:
         self.scheduler = await lab_agents.start_scheduler(self.group, self.lab["scheduler"], self.data)
+        for name in self.more_schedulers:
+            self.more_schedulers[name] = await lab_agents.start_scheduler(self.group, self.lab[name], self.data)
 
     async def start(
         self, *names: str, settings: str = "", origin_url: str | None = None, wrapper: Sequence[str] = ()
@@ -107,7 +121,7 @@ class Cluster:
         return started
 
     def _flags(self, settings: str) -> list[str]:
-        flags = lab_agents.found_by(*([self.lab["scheduler"]] if self.found_by == SCHEDULER else []))
+        flags = lab_agents.found_by(*(self.lab[name] for name in self.scheduler_hosts))
         if self.found_by == ALONE:
             flags = ["--no-mdns"]
         if settings:
@@ -193,8 +207,8 @@ class Cluster:
 
     def expect_clean_logs(self) -> None:
         """Fail where an agent or the scheduler wrote what is no event of its log: a traceback, a library's warning."""
-        processes = [agent.process for agent in self.agents.values()] + [self.scheduler] * (self.scheduler is not None)
-        for process in processes:
+        processes = [agent.process for agent in self.agents.values()]
+        for process in filter(None, [*processes, self.scheduler, *self.more_schedulers.values()]):
             strange = [line for line in process.log.read_text().splitlines() if not line.startswith('{"')]
             assert not strange, f"{process.name} wrote {strange[:20]}"
 
@@ -235,6 +249,7 @@ async def open_cluster(
     *images: Image,
     nodes: int,
     found_by: str = SCHEDULER,
+    schedulers: int = 1,
     link: Link = UNSHAPED,
     origin: Link = UNSHAPED,
 ) -> AsyncIterator[Cluster]:
@@ -244,7 +259,9 @@ async def open_cluster(
         program: docker-registry.
         link: of each node; `origin`: of the registry's host.
     """
-    links = {"registry": origin, "scheduler": UNSHAPED} | {f"node{number}": link for number in range(1, nodes + 1)}
+    more = [f"scheduler{number}" for number in range(2, schedulers + 1)]
+    links = dict.fromkeys(["scheduler", *more], UNSHAPED) | {"registry": origin}
+    links |= {f"node{number}": link for number in range(1, nodes + 1)}
     async with AsyncExitStack() as stack:
         space = stack.enter_context(workspace(_ROOM_BYTES))
         lab = stack.enter_context(namespace_lab(links))
@@ -252,7 +269,7 @@ async def open_cluster(
         registry = await start_registry(group, lab["registry"], space, program=program)
         for image in images:
             await trio.to_thread.run_sync(registry.push, image, REPOSITORY)
-        cluster = Cluster(lab, space, group, registry, found_by)
+        cluster = Cluster(lab, space, group, registry, found_by, more_schedulers=dict.fromkeys(more))
         if found_by == SCHEDULER:
             await cluster.start_scheduler()
         try:

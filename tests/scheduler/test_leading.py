@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from p2pdist.core.schedulers import home_of
 from p2pdist.core.wire import Lease, Leave, Message, Missing, Present, Renew, View, pack_indices
 from scheduler.leading import TAKEOVER_S, Leading
-from scheduler.pace import MEMBER_LEASES
+from scheduler.pace import LEASES_MIN, MEMBER_LEASES, SHARE_MIN
 from scheduler.swarm import ADOPTED, LEASE_S
 from tests.scheduler.test_swarm import Script, address, done, joining, named
 from tests.strategies import digest, peer
@@ -26,38 +26,38 @@ BLOBS = [digest(number) for number in range(60)]
 def test_alone_it_leads_everything() -> None:
     leading = Leading(ME)
     assert all(map(leading.leads, BLOBS))
-    assert not leading.viewed(peer(10), [ME])
+    assert not leading.viewed(peer(10), [ME], 0.0)
     assert all(map(leading.leads, BLOBS))
 
 
 def test_with_others_it_leads_what_the_agents_join_here() -> None:
     leading = Leading(ME)
-    assert leading.viewed(peer(10), [ME, OTHER])
+    assert leading.viewed(peer(10), [ME, OTHER], 0.0)
     assert [leading.leads(blob) for blob in BLOBS] == [home_of(blob, [ME, OTHER]) == ME for blob in BLOBS]
 
 
 def test_what_most_agents_see_counts_and_who_has_not_found_out_has_no_say() -> None:
     leading = Leading(ME)
     for number in range(10, 13):
-        leading.viewed(peer(number), [ME, OTHER])
-    assert not leading.viewed(peer(13), [ME])
-    assert not leading.viewed(peer(14), [])
+        leading.viewed(peer(number), [ME, OTHER], 0.0)
+    assert not leading.viewed(peer(13), [ME], 0.0)
+    assert not leading.viewed(peer(14), [], 0.0)
     assert leading.live == {ME, OTHER}
-    assert not leading.viewed(peer(10), [ME])
-    assert leading.viewed(peer(11), [ME])
+    assert not leading.viewed(peer(10), [ME], 0.0)
+    assert leading.viewed(peer(11), [ME], 0.0)
     assert leading.live == {ME}
 
 
 def test_one_that_its_agents_do_not_count_yet_leads_nothing() -> None:
     leading = Leading(ME)
-    leading.viewed(peer(10), [OTHER])
+    leading.viewed(peer(10), [OTHER], 0.0)
     assert not any(map(leading.leads, BLOBS))
 
 
 def test_an_agent_that_goes_takes_its_word_along() -> None:
     leading = Leading(ME)
-    leading.viewed(peer(10), [OTHER])
-    assert leading.viewed(peer(10), ())
+    leading.viewed(peer(10), [OTHER], 0.0)
+    assert leading.viewed(peer(10), (), 0.0)
     assert all(map(leading.leads, BLOBS))
 
 
@@ -69,7 +69,7 @@ def test_whatever_agents_say_a_scheduler_lives_that_half_of_those_who_say_someth
     for number, view in views:
         last[number] = view
         before = leading.live
-        assert leading.viewed(peer(number), view) == (leading.live != before)  # type: ignore[arg-type]
+        assert leading.viewed(peer(number), view, 0.0) == (leading.live != before)  # type: ignore[arg-type]
         voting = [view for view in last.values() if view]
         counted = {
             one for one in (ME, OTHER, THIRD) if voting and 2 * sum(one in view for view in voting) >= len(voting)
@@ -123,6 +123,27 @@ def test_only_the_leader_leases_and_the_other_names_agents_that_may_be_in_the_sw
     assert indices(script.tick(20.0)) == set()
 
 
+def test_a_swarm_that_begins_is_leased_of_at_once_unless_another_scheduler_may_have_had_it() -> None:
+    script = among_two(1, 2)
+    assert indices(script.says(1, joining(blob=MINE))) != set()
+    for number in (1, 2):
+        script.says(number, View([ME]))
+    new = digest(1000)
+    script.says(1, joining(blob=new))
+    assert not script.state.swarms[new].leases
+    script.tick(script.now + TAKEOVER_S)
+    script.says(1, *(done(index, blob=MINE) for index in range(8)))
+    assert script.state.swarms[new].leases
+
+
+def test_two_schedulers_lease_fewer_chunks_each() -> None:
+    script = among_two(1, 2)
+    assert len(indices(script.says(1, joining(blob=MINE)))) == SHARE_MIN
+    for number in (1, 2):
+        script.says(number, View([ME]))
+    assert len(indices(script.tick(script.now))) == LEASES_MIN - SHARE_MIN
+
+
 def test_what_a_member_misses_for_long_is_leased_by_whoever_it_reaches() -> None:
     script = among_two(1, 2, 3)
     script.says(1, joining(blob=THEIRS))
@@ -161,9 +182,9 @@ def test_a_swarm_that_goes_back_is_leased_of_until_the_other_begins() -> None:
     assert indices(script.tick(10.0 + TAKEOVER_S)) != set()
     for number in (1, 2):
         script.says(number, View([ME, OTHER]))
-    assert indices(script.says(1, done(0, blob=THEIRS))) != set()
+    assert indices(script.says(1, *(done(index, blob=THEIRS) for index in range(4)))) != set()
     script.tick(script.now + TAKEOVER_S)
-    assert indices(script.says(1, done(1, blob=THEIRS))) == set()
+    assert indices(script.says(1, *(done(index, blob=THEIRS) for index in range(4, 20)))) == set()
     script.says(1, Leave(THEIRS))
     assert THEIRS not in script.state.swarms
 
