@@ -22,7 +22,7 @@ import structlog
 import trio
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
-from p2pdist import __version__, logs
+from p2pdist import __version__, listening, logs
 from p2pdist.config import Address
 from p2pdist.core import events as ev
 from p2pdist.core.chunkmap import MAX_CHUNK_BYTES
@@ -160,7 +160,7 @@ class Agent:
             nursery.start_soon(self.exchange.tick)
             nursery.start_soon(self.upkeep.run)
             nursery.start_soon(self.neighbourhood.run)
-            nursery.start_soon(trio.serve_listeners, self.neighbourhood.accept, peers)
+            nursery.start_soon(listening.serve, self.neighbourhood.accept, peers)
             if self.tracker is not None:
                 nursery.start_soon(self.tracker.run)
             if config.mdns:

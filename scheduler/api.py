@@ -106,7 +106,7 @@ def _status(server: SchedulerServer) -> dict[str, object]:
         "cluster": server.config.cluster,
         "scheduler": state.leading.own_id,
         "schedulers": sorted(state.leading.live),
-        "uptime_s": round(time.time() - server.started, 1),
+        "uptime_s": round(time.monotonic() - server.started, 1),
         "agents": len(state.members),
         "agent_list": agents,
         "shut_out": sorted(state.reports.out),

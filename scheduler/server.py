@@ -24,7 +24,7 @@ import hypercorn.trio
 import structlog
 import trio
 
-from p2pdist import logs
+from p2pdist import listening, logs
 from p2pdist.config import Address
 from p2pdist.core.types import PeerId
 from p2pdist.core.wire import VERSION, ChunkSpan, Decoder, Hello, Message, PeerAddress, encode
@@ -99,7 +99,7 @@ class SchedulerServer:
     """Serves agents and the API until cancelled."""
 
     def __init__(self, config: SchedulerConfig, load: Callable[[], SchedulerConfig] | None = None) -> None:
-        self.started = time.time()
+        self.started = time.monotonic()
         self.messages_in = 0
         self.messages_out = 0
         self.state = SchedulerState(
@@ -175,7 +175,7 @@ class SchedulerServer:
         """Serve agents on these listeners until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tick)
-            await nursery.start(trio.serve_listeners, self._serve, listeners)
+            await nursery.start(listening.serve, self._serve, listeners)
             task_status.started()
 
     async def _heed_signals(

@@ -33,24 +33,28 @@ def backoff_s(attempt: int, base_s: float, cap_s: float, rng: Random) -> float:
     return full_s / 2 + rng.random() * full_s / 2
 
 
+def parse_http_date(value: str) -> float | None:
+    """Return the Unix time of a date in the one form that RFC 9110 lets servers send; None where it is none."""
+    date = _DATE.fullmatch(value.strip())
+    if date is None or date["month"] not in _MONTHS:
+        return None
+    month = _MONTHS.index(date["month"]) + 1
+    day, hour, minute, second = (int(date[part]) for part in ("day", "hour", "minute", "second"))
+    try:
+        return datetime(int(date["year"]), month, day, hour, minute, second, tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
+
+
 def parse_retry_after(value: str, now_unix_s: float) -> float | None:
     """Return the seconds from now that a Retry-After asks for, never negative; None where it says nothing.
 
     Args:
-        value: seconds, or a date in the one form that RFC 9110 lets servers send.
-        now_unix_s: wall-clock time, for the date.
+        value: seconds, or a date.
+        now_unix_s: the time by the clock of who sent it, for the date.
     """
     text = value.strip()
     if _SECONDS.fullmatch(text):
         return float(text)
-    date = _DATE.fullmatch(text)
-    if date is None or date["month"] not in _MONTHS:
-        return None
-    month = _MONTHS.index(date["month"]) + 1
-    numbers = (int(date[part]) for part in ("day", "hour", "minute", "second"))
-    day, hour, minute, second = numbers
-    try:
-        when = datetime(int(date["year"]), month, day, hour, minute, second, tzinfo=UTC)
-    except ValueError:
-        return None
-    return max(0.0, when.timestamp() - now_unix_s)
+    when = parse_http_date(text)
+    return None if when is None else max(0.0, when - now_unix_s)

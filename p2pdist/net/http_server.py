@@ -19,6 +19,7 @@ import structlog
 import trio
 
 from p2pdist.errors import ConfigError
+from p2pdist.listening import Trouble
 from p2pdist.net.http_connection import Connection
 from p2pdist.net.http_messages import Limits
 
@@ -35,8 +36,6 @@ _LOOK_S = 0.25
 """How often a full server looks for slow readers, and who waits for a place tries again."""
 _SAY_S = 60.0
 """How often the log says that a server is full."""
-_ACCEPT_PAUSE_S = 0.1
-"""Out of file descriptors, accepting fails at once and again: without a pause it would take the processor."""
 
 
 async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
@@ -139,6 +138,7 @@ class HttpServer:
                 del waits[scope]
 
     async def _accept(self, listener: socket.socket, connections: trio.Nursery) -> None:
+        trouble = Trouble(listener.getsockname()[1])
         while True:
             await trio.lowlevel.wait_readable(listener)
             await self._take_slot()
@@ -149,8 +149,7 @@ class HttpServer:
             except trio.WouldBlock:
                 continue
             except OSError as error:
-                log.warning("http.accept_failed", error=str(error))
-                await trio.sleep(_ACCEPT_PAUSE_S)
+                await trouble.pause(error)
 
     def _accept_nowait(self, listener: socket.socket, connections: trio.Nursery) -> bool:
         """Serve the next client that waits, on a slot that was taken for it; give that back where there is none."""

@@ -20,7 +20,7 @@ import httpx
 import trio
 
 from p2pdist.core.access import not_for_everybody
-from p2pdist.core.retry import RETRYABLE_STATUSES, backoff_s, parse_retry_after
+from p2pdist.core.retry import RETRYABLE_STATUSES, backoff_s, parse_http_date, parse_retry_after
 from p2pdist.errors import ConfigError, DeniedByOrigin, NotFoundAtOrigin, OriginError
 from p2pdist.net.origin_auth import Access, Authenticator, Level, Shown
 from p2pdist.net.origin_transport import Answer, Transport, Unreachable
@@ -227,7 +227,9 @@ class Upstream:
             challenges = self.auth.relayed_challenges(repository, answer) if self.is_at(answer.url) else ()
             message = self._denial(answer, repository, said)
             raise DeniedByOrigin(message, status_code=answer.status, challenges=challenges)
-        retry_after_s = parse_retry_after(answer.headers.get("retry-after", ""), time.time())
+        # A date counts by the server's own clock: ours may be an hour off.
+        sent_at = parse_http_date(answer.headers.get("date", ""))
+        retry_after_s = parse_retry_after(answer.headers.get("retry-after", ""), sent_at or time.time())
         message = f"{answer.server} answered {said}"
         raise OriginError(message, status_code=answer.status, retry_after_s=retry_after_s)
 

@@ -83,8 +83,7 @@ class DiskStore(BaseStore):
         self._doomed: list[str] = []
         self._serial = itertools.count()
         with translated(f"use the data directory {data_dir}"):
-            for directory in (*self._layout.roots.values(), self._layout.partials, self._layout.scratch):
-                os.makedirs(directory, mode=0o700, exist_ok=True)
+            self._make_directories()
             self._lock_fd = _lock_directory(self._layout)
             try:
                 whole, partial = recover(self._layout, now(), partial_ttl_s)
@@ -94,6 +93,10 @@ class DiskStore(BaseStore):
         self._whole = {entry.digest: entry for entry in whole}
         self._partial = {entry.digest: entry for entry in partial}
         self._latest_use_s = max((entry.last_used_s for entry in (*whole, *partial)), default=0.0)
+
+    def _make_directories(self) -> None:
+        for directory in (*self._layout.roots.values(), self._layout.partials, self._layout.scratch):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
 
     def close(self) -> None:
         """Give up the directory's lock; idempotent. Close all blobs first: another agent may take over at once."""
@@ -114,6 +117,8 @@ class DiskStore(BaseStore):
 
     def _free_bytes(self) -> int:
         with translated(f"measure the free space of {self._layout.root}"):
+            if not (os.path.isdir(self._layout.scratch) and os.path.isdir(self._layout.partials)):
+                self._make_directories()  # somebody emptied the directory to make room
             disk = os.statvfs(self._layout.root)
         return disk.f_bavail * disk.f_frsize
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pdist.core.retry import backoff_s, parse_retry_after
+from p2pdist.core.retry import backoff_s, parse_http_date, parse_retry_after
 
 
 @given(st.integers(0, 2000), st.integers(0, 99))
@@ -47,3 +47,8 @@ def test_retry_after_is_seconds_or_a_date(value: str, expected_s: float | None) 
 def test_any_retry_after_is_taken_or_ignored(value: str) -> None:
     wait_s = parse_retry_after(value, 0.0)
     assert wait_s is None or wait_s >= 0
+
+
+def test_a_date_header_says_what_time_a_server_has() -> None:
+    assert parse_http_date("Thu, 01 Jan 1970 00:01:00 GMT") == 60.0
+    assert parse_http_date("now") is None

@@ -273,6 +273,16 @@ async def test_a_wait_longer_than_the_deadline_is_not_begun(registry: FakeRegist
     assert len(registry.requests) == 1
 
 
+async def test_a_retry_after_with_a_date_counts_by_the_clock_of_the_registry(
+    registry: FakeRegistry, origin: OriginClient
+) -> None:
+    dates = (("Date", "Thu, 01 Jan 2099 00:00:00 GMT"), ("Retry-After", "Thu, 01 Jan 2099 00:01:00 GMT"))
+    registry.every = Fault(status=503, headers=dates)
+    with pytest.raises(OriginError) as refusal:
+        await origin.get_manifest(REPO, "v1")
+    assert refusal.value.retry_after_s == 60
+
+
 async def test_retry_after_is_waited_for(registry: FakeRegistry, mock_clock: trio.testing.MockClock) -> None:
     mock_clock.rate = 20
     registry.script("GET", Fault(status=429, headers=(("Retry-After", "5"),)))

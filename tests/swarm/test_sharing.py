@@ -15,6 +15,7 @@ from p2pdist.core.pull import ERROR_GIVE_UP_S
 from p2pdist.errors import OriginError, P2PDistError
 from tests.fake_registry import FakeRegistry
 from tests.nodes import (
+    REPOSITORY,
     FakeOrigin,
     Node,
     cluster,
@@ -156,6 +157,35 @@ async def test_a_node_that_dies_in_the_middle_costs_the_others_little(scheduled:
         nodes[0].scope.cancel()
         doomed.close()
     assert origin.egress_bytes < 1.6 * len(BLOB)
+
+
+@SCHEDULED
+async def test_what_a_node_fetches_is_taken_over_at_once_when_it_leaves(
+    scheduled: bool, quick_clock: MockClock
+) -> None:
+    """A node says farewell by closing its connections, whether it was told to stop or killed."""
+    stuck, origin = FakeOrigin(), FakeOrigin()
+    stuck.gate = trio.Event()
+    digest = origin.add_blob(BLOB)
+    async with AsyncExitStack() as stack:
+        address = (await stack.enter_async_context(running_scheduler()))[1] if scheduled else None
+        leaver, *others = nodes = [
+            Node(number, origin if number > 1 else stuck, scheduler=address) for number in (1, 2, 3)
+        ]
+        for node in nodes:
+            stack.callback(node.store.close)
+        await stack.enter_async_context(running(*nodes))
+        await connect_all(nodes)
+        doomed = await leaver.puller.start(REPOSITORY, digest, len(BLOB))
+        await eventually(lambda: stuck.count("fetch") > 0)
+        for node in others:
+            await node.puller.start(REPOSITORY, digest, len(BLOB))
+        await trio.sleep(0.5)
+        assert not doomed.settled.is_set()
+        left_at = trio.current_time()
+        leaver.scope.cancel()
+        await eventually(lambda: all(node.store.contains(digest) for node in others))
+        assert trio.current_time() - left_at < 2.0
 
 
 async def test_a_scheduler_that_dies_in_the_middle_costs_little(quick_clock: MockClock) -> None:
