@@ -194,12 +194,23 @@ class Puller:
         if stored is not None:
             first_byte()
             return stored
-        arrival = await self.start(repository, digest, size_bytes)
-        while arrival.ended and arrival.failure is None:  # committed while this task waited for its turn
-            if (stored := self.open_stored(repository, digest)) is not None:
+        while True:
+            arrival = await self.start(repository, digest, size_bytes)
+            if arrival.ended and arrival.failure is None:  # committed while this task waited for its turn
+                if (stored := self.open_stored(repository, digest)) is None:
+                    continue
                 first_byte()
                 return stored
-            arrival = await self.start(repository, digest, size_bytes)
+            try:
+                return await self._open_arrival(arrival, named, first_byte)
+            except (NotFoundAtOrigin, DeniedByOrigin):
+                # Another repository's verdict, whose pull this one had joined, says nothing about this one.
+                if arrival.repository == repository:
+                    raise
+
+    async def _open_arrival(self, arrival: Arrival, named: bool, first_byte: Callable[[], None]) -> BlobReader:
+        """Return a reader once there is something to read, or a reason to expect it."""
+        digest = arrival.digest
         if arrival.failure is not None:
             raise _plain(arrival.failure)
         if arrival.partial is None:

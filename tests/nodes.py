@@ -77,6 +77,7 @@ class FakeOrigin:
         asked: every call, `(method, what)`.
         known: what each head_manifest came with.
         public: whether its content has been read by everybody's rights.
+        without: repositories that have none of the blobs.
         egress_bytes: bytes of blobs given out so far.
     """
 
@@ -91,6 +92,7 @@ class FakeOrigin:
         self.asked: list[tuple[str, str]] = []
         self.known: list[ManifestInfo | None] = []
         self.public = True
+        self.without: set[Repository] = set()
         self.egress_bytes = 0
 
     def add_blob(self, data: bytes) -> Digest:
@@ -154,6 +156,8 @@ class FakeOrigin:
         progress: Callable[[int], None],
     ) -> None:
         await self._enter("fetch", f"{digest}@{start}")
+        if repository in self.without:
+            raise NotFoundAtOrigin(f"{digest} is not in {repository}", status_code=404)
         data = self._blob(digest)[start : start + len(into)]
         for at in range(0, len(data), MIN_CHUNK_BYTES):
             await trio.sleep(self.chunk_s)

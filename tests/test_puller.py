@@ -15,6 +15,7 @@ import trio
 from p2pdist.arrival import DOUBT_S, READ_STALL_S
 from p2pdist.core.chunkmap import MIN_CHUNK_BYTES, ChunkMap
 from p2pdist.core.pull import ERROR_GIVE_UP_S
+from p2pdist.core.types import Repository
 from p2pdist.core.verify import checksum_of
 from p2pdist.errors import (
     DeniedByOrigin,
@@ -355,6 +356,20 @@ async def test_what_the_origin_refuses_is_refused_at_once_and_as_such(
             await node.puller.open_blob(REPOSITORY, digest, len(BLOB), named=True, first_byte=lambda: None)
         assert len(set(origin.asked)) == len(origin.asked), "asked for the same again"
         assert not node.puller.arrivals
+
+
+async def test_a_pull_that_joined_one_in_a_repository_without_the_blob_starts_its_own(
+    node: Node, origin: FakeOrigin, quick_clock: MockClock
+) -> None:
+    digest = origin.add_blob(BLOB)
+    wrong = Repository(REPOSITORY.registry, "lab/other")
+    origin.without = {wrong}
+    async with running(node):
+        joined = await node.puller.start(wrong, digest, len(BLOB))
+        reader = await node.puller.open_blob(REPOSITORY, digest, len(BLOB), named=True, first_byte=lambda: None)
+        assert joined.failure is not None
+        assert await read(reader) == BLOB
+        reader.close()
 
 
 async def test_an_origin_that_is_down_is_an_error_within_its_bound(
