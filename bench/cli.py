@@ -195,8 +195,9 @@ def faults(
 @click.option("--runs", type=click.IntRange(1, 20), default=3, show_default=True, help="Of each measurement.")
 @click.option("--nodes", type=click.IntRange(2, 50), default=3, show_default=True, help="Agents of the part swarm.")
 @click.option("--layers", type=click.IntRange(1, 127), default=4, show_default=True, help="Layers of its image.")
+@click.option("--identity", is_flag=True, help="Measure it with certificates and TLS, too, taking turns.")
 @click.option("--json", "json_file", type=_FILE, help="Write one JSON object per measurement and line.")
-def node(parts: tuple[str, ...], json_file: Path | None, **sizes: int) -> None:
+def node(parts: tuple[str, ...], identity: bool, json_file: Path | None, **sizes: int) -> None:
     """Measure what agents cost without the network's limits: warm, cold, in a swarm; next to nginx and a registry.
 
     Everything shares this machine, the clients too; only the CPU of what serves is counted.
@@ -205,7 +206,8 @@ def node(parts: tuple[str, ...], json_file: Path | None, **sizes: int) -> None:
     from bench.node import Plan, measure
 
     shaped = netns.why_not(announce=click.echo) is None
-    plan = Plan(parts=tuple(dict.fromkeys(parts)) or PARTS, namespaces=shaped, json_file=json_file, **sizes)
+    chosen = tuple(dict.fromkeys(parts)) or PARTS
+    plan = Plan(parts=chosen, namespaces=shaped, identity=identity, json_file=json_file, **sizes)
     _run(partial(measure, plan, _console()))
 
 

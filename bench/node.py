@@ -37,6 +37,7 @@ class Plan:
         nodes: agents of the swarm.
         layers: of its image.
         namespaces: whether its hosts are network namespaces.
+        identity: whether it is measured with certificates and TLS, too.
     """
 
     parts: tuple[str, ...]
@@ -45,6 +46,7 @@ class Plan:
     nodes: int
     layers: int
     namespaces: bool
+    identity: bool = False
     json_file: Path | None = None
 
 
@@ -70,7 +72,12 @@ async def _part(part: str, plan: Plan) -> list[Figure]:
     size_bytes = plan.image_mib << 20
     if part == "swarm":
         return await measure_swarm(
-            size_bytes, nodes=plan.nodes, layers=plan.layers, runs=plan.runs, shaped=plan.namespaces
+            size_bytes,
+            nodes=plan.nodes,
+            layers=plan.layers,
+            runs=plan.runs,
+            shaped=plan.namespaces,
+            identity=plan.identity,
         )
     if part == "small":
         return await measure_small(runs=plan.runs)

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 P2PDIST, NGINX, REGISTRY = "p2pdist", "nginx", "registry"
+P2PDIST_IDENTITY = "p2pdist-identity"
+"""As P2PDIST, with certificates and TLS between agents."""
 PARTS = ("blob", "ranges", "small", "peers", "swarm")
 """What can be measured."""
+IDENTITY_CPU = 2.0
+"""What TLS may cost a swarm, times the clear."""
 NGINX_CPU_SPARE = 1.2
 SWARM_CPU_S_PER_GIB = 2.5
 IDLE_RSS_MIB, PEAK_RSS_MIB = 80.0, 150.0
@@ -127,6 +131,9 @@ def targets(figures: Sequence[Figure]) -> Iterator[Target]:
     if swarm := _of(figures, "swarm", P2PDIST):
         seen = statistics.median(run.cpu_s_per_gib for run in swarm)
         yield at_most("cold swarm, CPU of all agents", seen, SWARM_CPU_S_PER_GIB, "CPU-s/GiB", 2)
+    if swarm and (secured := _of(figures, "swarm", P2PDIST_IDENTITY)):
+        seen, clear = (statistics.median(run.cpu_s_per_gib for run in runs) for runs in (secured, swarm))
+        yield at_most("the same with identity (twice the clear)", seen, IDENTITY_CPU * clear, "CPU-s/GiB", 2)
     if idle := _of(figures, "idle", P2PDIST):
         yield at_most("memory at rest", max(figure.rss_mib_max for figure in idle), IDLE_RSS_MIB, "MiB")
     if ours := [figure for figure in figures if figure.system == P2PDIST]:

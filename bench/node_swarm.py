@@ -20,9 +20,9 @@ from bench.lab.processes import ProcessGroup
 from bench.lab.pullers import Pull
 from bench.lab.registry import find_docker_registry, start_registry
 from bench.lab.workspace import workspace
-from bench.node_figures import P2PDIST, Figure
+from bench.node_figures import Figure
 from bench.systems import P2PDIST as WITH_SCHEDULER
-from bench.systems import REPOSITORY, Site, start_system
+from bench.systems import P2PDIST_IDENTITY, REPOSITORY, Site, start_system
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,10 +37,13 @@ _SETTLE_S = 0.5
 """After the start, and for the registry to write the log lines of its last responses."""
 
 
-async def measure_swarm(image_bytes: int, *, nodes: int, layers: int, runs: int, shaped: bool) -> list[Figure]:
+async def measure_swarm(
+    image_bytes: int, *, nodes: int, layers: int, runs: int, shaped: bool, identity: bool = False
+) -> list[Figure]:
     """Return a figure for each run, each on empty data directories.
 
     Args:
+        identity: whether each run is done twice, the second time with certificates and TLS.
         shaped: whether hosts are network namespaces, though without limits; else loopback addresses.
 
     Raises:
@@ -58,13 +61,18 @@ async def measure_swarm(image_bytes: int, *, nodes: int, layers: int, runs: int,
         image = await make_random_image(space.path / "image", image_bytes=image_bytes, layers=layers, seed=1)
         registry.push(image, REPOSITORY)
         site = Site([lab[name] for name in names], lab["scheduler"], lab["registry"], lab["registry"], registry)
-        return [await _run(site, image, space.directory(f"run-{run}")) for run in range(runs)]
+        systems = [WITH_SCHEDULER, P2PDIST_IDENTITY] if identity else [WITH_SCHEDULER]
+        return [
+            await _run(system, site, image, space.directory(f"run-{run}-{system}"))
+            for run in range(runs)
+            for system in systems
+        ]
 
 
-async def _run(site: Site, image: Image, place: Path) -> Figure:
+async def _run(system: str, site: Site, image: Image, place: Path) -> Figure:
     try:
         with ProcessGroup(place) as group:
-            running = await start_system(WITH_SCHEDULER, group, site, place)
+            running = await start_system(system, group, site, place)
             await trio.sleep(_SETTLE_S)
             return await _pull_at_once(running, site, image)
     finally:
@@ -89,7 +97,7 @@ async def _pull_at_once(running: Running, site: Site, image: Image) -> Figure:
     await trio.sleep(_SETTLE_S)
     return Figure(
         part="swarm",
-        system=P2PDIST,
+        system=running.name,
         seconds=seconds,
         payload_bytes=image.pull_bytes * len(pulls),
         cpu_s=sum(agent.cpu_s for agent in spent),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from bench.lab import proxy, torrents
-from bench.lab.agents import Agent, start_agents, start_scheduler, wait_for_mesh
+from bench.lab.agents import Agent, make_identity, start_agents, start_scheduler, wait_for_mesh
 from bench.lab.errors import LabError
 from bench.lab.pullers import Source, pull
 from bench.results import AgentRecord
@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
 DIRECT = "direct"
 P2PDIST = "p2pdist"
+P2PDIST_IDENTITY = "p2pdist-identity"
+"""With a scheduler, certificates, and TLS between all."""
 P2PDIST_MDNS = "p2pdist-mdns"
 PROXY = "proxy"
 BITTORRENT = "bittorrent"
 BITTORRENT_PLAIN = "bittorrent-plain"
 """Without super-seeding: a quicker start, for more bytes out of the origin."""
 
-SYSTEMS = (P2PDIST, P2PDIST_MDNS, BITTORRENT, BITTORRENT_PLAIN, PROXY, DIRECT)
+SYSTEMS = (P2PDIST, P2PDIST_IDENTITY, P2PDIST_MDNS, BITTORRENT, BITTORRENT_PLAIN, PROXY, DIRECT)
 FROM_ONE = (DIRECT, PROXY)
 """Where one link carries every node's copy."""
 
@@ -130,9 +132,13 @@ async def start_system(name: str, group: ProcessGroup, site: Site, data: Path) -
 
 
 async def _start_p2pdist(name: str, group: ProcessGroup, site: Site, data: Path) -> Running:
-    hosts = [site.scheduler, *site.more_schedulers] if name == P2PDIST else []
-    schedulers = {host.name: await start_scheduler(group, host, data) for host in hosts}
-    agents = await start_agents(group, site.nodes, data, site.registry, schedulers=hosts)
+    for_schedulers: list[str] = []
+    for_agents: list[str] = []
+    if name == P2PDIST_IDENTITY:
+        for_schedulers, for_agents = make_identity(data, agents=len(site.nodes))
+    hosts = [] if name == P2PDIST_MDNS else [site.scheduler, *site.more_schedulers]
+    schedulers = {host.name: await start_scheduler(group, host, data, for_schedulers) for host in hosts}
+    agents = await start_agents(group, site.nodes, data, site.registry, schedulers=hosts, flags=for_agents)
     note = ""
     if not schedulers and (fewest := await wait_for_mesh(agents)) < len(agents) - 1:
         note = f"an agent knew only {fewest} of {len(agents) - 1} peers at the start"

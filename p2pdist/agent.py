@@ -37,7 +37,10 @@ from p2pdist.descriptors import connections_within
 from p2pdist.errors import ConfigError, InvalidInput, PeerUnavailable, StoreError
 from p2pdist.exchange import Exchange
 from p2pdist.gate import Gate
+from p2pdist.identity.keeper import stamp
+from p2pdist.identity.refusals import Refusals
 from p2pdist.images import Images
+from p2pdist.joining import keeper_of
 from p2pdist.metrics import AgentCollector
 from p2pdist.neighbours import Neighbourhood
 from p2pdist.net.admin import Admin
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
 
     from p2pdist.config import AgentConfig
     from p2pdist.core.types import Digest, PeerId
+    from p2pdist.identity.keeper import Keeper
     from p2pdist.reload import Commit, Prepare
 
 log = structlog.get_logger(__name__)
@@ -84,13 +88,15 @@ async def run(config: AgentConfig, load: Callable[[], AgentConfig] | None = None
         ConfigError: an address cannot be listened on, or the data directory cannot be used.
         StoreError: another agent uses the data directory.
     """
-    await Agent(config, load).run()
+    await Agent(config, load, await keeper_of(config)).run()
 
 
 class Agent:
     """One agent and its parts."""
 
-    def __init__(self, config: AgentConfig, load: Callable[[], AgentConfig] | None = None) -> None:
+    def __init__(
+        self, config: AgentConfig, load: Callable[[], AgentConfig] | None = None, keeper: Keeper | None = None
+    ) -> None:
         self.settings = Reloader(config, load)
         self.started = time.monotonic()
         _make_directory(config.data_dir)
@@ -103,7 +109,10 @@ class Agent:
             on_evicted=self._evicted,
         )
         self.upkeep = Upkeep(self.store, every_s=config.scrub_every_s, limit=_scrub_limit(config))
-        self.peer_id = _identity(config.data_dir)
+        self.keeper = keeper
+        """None: this agent has no identity."""
+        self.refusals = Refusals()
+        self.peer_id = keeper.identity.name.peer_id if keeper is not None else _identity(config.data_dir)
         rng = random.Random()
         self.machine = PullMachine(self.peer_id, rng, _swarm_settings(config))
         self.neighbourhood = Neighbourhood(
@@ -112,6 +121,9 @@ class Agent:
             max_peers=min(config.max_connections, 4 * config.degree),
             upload_limit=_bucket(config.upload_limit, SPAN_BYTES),
         )
+        self.neighbourhood.refusals = self.refusals
+        if keeper is not None:
+            self.neighbourhood.identity = keeper.identity
         self.exchange = self.neighbourhood.exchange = Exchange(self.machine, self.neighbourhood.learn)
         self.tracker: Schedulers | None = None
         if config.scheduler:
@@ -119,6 +131,8 @@ class Agent:
             self.tracker = Schedulers(addresses, self._hello, self.exchange, rng)
             self.tracker.on_connected = self._what_is_stored
             self.exchange.tracker = self.tracker
+            if keeper is not None:
+                self.tracker.identify(keeper.identity, self.refusals)
         self.metrics = CollectorRegistry()
         self.mirror_metrics = MirrorMetrics(self.metrics)
         self.mdns_state = "off"
@@ -132,6 +146,11 @@ class Agent:
     def config(self) -> AgentConfig:
         """The settings in force; SIGHUP swaps them."""
         return self.settings.config
+
+    @property
+    def cluster(self) -> str:
+        """Whom this agent belongs to: what its certificate says, else the setting."""
+        return self.keeper.identity.name.cluster if self.keeper is not None else self.config.cluster
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen, serve, and stop in order; the data directory is free again afterwards."""
@@ -160,6 +179,8 @@ class Agent:
             nursery.start_soon(self.exchange.tick)
             nursery.start_soon(self.upkeep.run)
             nursery.start_soon(self.neighbourhood.run)
+            if self.keeper is not None:
+                nursery.start_soon(self.keeper.run)
             nursery.start_soon(listening.serve, self.neighbourhood.accept, peers)
             if self.tracker is not None:
                 nursery.start_soon(self.tracker.run)
@@ -272,6 +293,8 @@ class Agent:
         self.exchange.on_scheduler = self.resolver.scheduler_changed
         if self.tracker is not None:
             self.tracker.on_dropped = self.resolver.ask_again
+        if self.keeper is not None:
+            self.exchange.on_revoked = self.keeper.heed
         return self.images
 
     def _origin(self) -> OriginClient:
@@ -287,11 +310,16 @@ class Agent:
         )
 
     def _say_what_is_shared(self) -> None:
-        log.info("no cluster identity: peers are not authenticated, and share what anybody may read")
+        if self.keeper is not None:
+            identity = self.keeper.identity
+            log.info("cluster identity", name=str(identity.name), ends=stamp(identity.credential.not_after))
+        else:
+            log.info("no cluster identity: peers are not authenticated, and share what anybody may read")
         for rule in self.config.access:
             if rule.share:
                 where = f"{rule.registry}/{rule.repository}"
-                log.warning("private content is given to whoever reaches the peer port (share = true)", images=where)
+                whom = "every agent of the cluster" if self.keeper is not None else "whoever reaches the peer port"
+                log.warning(f"private content is given to {whom} (share = true)", images=where)
         if self.config.docker_config is not None and not any(
             rule.mode == "node-credentials" and rule.credentials is None for rule in self.config.access
         ):
@@ -310,6 +338,8 @@ class Agent:
                 if number == signal.SIGHUP:
                     self._service.reloading()
                     self.settings.reload()
+                    if self.keeper is not None:
+                        self.keeper.reload()
                     self._service.ready()
                     continue
                 grace_s = self.config.shutdown_grace_s
@@ -334,7 +364,7 @@ class Agent:
         advertised = self._advertised()
         own = PeerAddress(self.peer_id, advertised.host, advertised.port, self.config.site, self.config.rack)
         try:
-            async with discovery(own, self.config.cluster, lambda address: self.neighbourhood.learn(address, "mdns")):
+            async with discovery(own, self.cluster, lambda address: self.neighbourhood.learn(address, "mdns")):
                 self.mdns_state = "on"
                 await trio.sleep_forever()
         except PeerUnavailable as error:
@@ -355,7 +385,7 @@ class Agent:
         advertised = self._advertised()
         return Hello(
             VERSION,
-            self.config.cluster,
+            self.cluster,
             self.peer_id,
             advertised.port,
             self.config.site,
@@ -397,7 +427,8 @@ class Agent:
             "version": __version__,
             "peer_id": self.peer_id,
             "uptime_s": round(time.monotonic() - self.started, 1),
-            "cluster": self.config.cluster,
+            "cluster": self.cluster,
+            "identity": self._identity_status(),
             "site": self.config.site,
             "rack": self.config.rack,
             "mirror": str(self.mirror_at),
@@ -447,6 +478,17 @@ class Agent:
             "access": {"rules": len(self.config.access), "checks": self.gate.checks, "refused": self.gate.refused},
             "control_bytes": self.control_bytes(),
             "tasks": trio.lowlevel.current_statistics().tasks_living,
+        }
+
+    def _identity_status(self) -> dict[str, object] | None:
+        if self.keeper is None:
+            return None
+        identity = self.keeper.identity
+        return {
+            "name": str(identity.name),
+            "ends": stamp(identity.credential.not_after),
+            "revoked": len(identity.revocations.names),
+            "refused": dict(self.refusals.counts),
         }
 
     def control_bytes(self) -> int:

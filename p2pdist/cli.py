@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _OWN_VERBS = {
     "agent": "p2pdist.commands.agent:agent",
+    "cluster": "p2pdist.commands.cluster:cluster",
     "doctor": "p2pdist.commands.doctor:doctor",
     "pull": "p2pdist.commands.pull:pull",
     "setup": "p2pdist.commands.setup:setup",

@@ -397,6 +397,19 @@ class AgentConfig:
     data_dir: Path = setting(
         Path("/var/lib/p2pdist"), "Where blobs and the agent's identity are kept.", flag="--data-dir"
     )
+    join: str = setting(
+        "",
+        "A join token of `p2pdist cluster token`, or @FILE with one, for the first certificate; see docs/identity.md.",
+        flag="--join",
+    )
+    ca_file: Path | None = setting(
+        None, "The CA of the cluster's certificates, where they come from a PKI of your own."
+    )
+    cert_file: Path | None = setting(
+        None, "This agent's certificate from it, with those in between; re-read on SIGHUP."
+    )
+    key_file: Path | None = setting(None, "The certificate's key.")
+    crl_file: Path | None = setting(None, "The PKI's certificate revocation list, if it has one.")
     registries: Mapping[str, RegistryConfig] = setting(
         lambda: WELL_KNOWN_REGISTRIES,
         "Registries that may be pulled from, NAME=URL each; replaces the built-in ones. `*` adds every public one.",

@@ -8,6 +8,7 @@
         LocalProtocolError      our bug: crash the task
         RemoteProtocolError     their bug: drop the peer
           FloodError            more than any honest peer says
+      IdentityRefused           the other side is not who it must be: its certificate
       IntegrityError            bytes that do not match their digest or checksum
       TransferError             try another source
         PeerUnavailable
@@ -53,6 +54,22 @@ class RemoteProtocolError(ProtocolError):
 
 class FloodError(RemoteProtocolError):
     """The other side sends more messages than any honest one would."""
+
+
+class IdentityRefused(P2PDistError):
+    """The other side of a connection is not let in, or does not let us in: for its certificate, or ours.
+
+    Args:
+        reason: a short word for metrics.
+        why: what is wrong.
+        mend: what to do about it.
+    """
+
+    def __init__(self, reason: str, why: str, mend: str) -> None:
+        super().__init__(f"{why}; {mend}")
+        self.reason = reason
+        self.why = why
+        self.mend = mend
 
 
 class IntegrityError(P2PDistError):

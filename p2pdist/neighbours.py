@@ -18,8 +18,9 @@ import trio
 from p2pdist.core.addresses import telling
 from p2pdist.core.reputation import Offence
 from p2pdist.core.wire import Decoder, Hello, PeerAddress
-from p2pdist.errors import FloodError, P2PDistError, PeerUnavailable, RemoteProtocolError
-from p2pdist.net.peer_link import PeerLink, connect, detach, greet
+from p2pdist.errors import FloodError, IdentityRefused, P2PDistError, PeerUnavailable, RemoteProtocolError
+from p2pdist.identity.channel import secure
+from p2pdist.net.peer_link import HELLO_S, ClearChannel, PeerLink, address_of, connect, detach, greet
 
 if TYPE_CHECKING:
     import socket
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from p2pdist.core.rate import TokenBucket
     from p2pdist.core.types import PeerId
     from p2pdist.exchange import Exchange
+    from p2pdist.identity.credentials import Identity
+    from p2pdist.identity.refusals import Refusals
+    from p2pdist.net.peer_link import Channel
 
 log = structlog.get_logger(__name__)
 
@@ -57,10 +61,16 @@ class _Known:
 
 
 class Neighbourhood:
-    """All peers known. `run` dials; `accept` serves those that dial us."""
+    """All peers known. `run` dials; `accept` serves those that dial us.
+
+    With an identity both sides of each connection show a certificate, and the peer's id is what that says.
+    """
 
     exchange: Exchange
     """Set once by the composition root."""
+    identity: Identity | None = None
+    refusals: Refusals
+    """Set with the identity."""
 
     def __init__(
         self, own_hello: Callable[[], Hello], *, degree: int, max_peers: int, upload_limit: TokenBucket | None = None
@@ -104,6 +114,8 @@ class Neighbourhood:
         async with trio.open_nursery() as nursery:
             while True:
                 self._changed = trio.Event()
+                if self.identity is not None:
+                    self._part_with_strangers(self.identity)
                 for known in list(self.known.values()):
                     if self._should_dial(known):
                         known.dialling = True
@@ -111,6 +123,20 @@ class Neighbourhood:
                         nursery.start_soon(self._dial, known)
                 with trio.move_on_after(REVIEW_S):
                     await self._changed.wait()
+
+    def _part_with_strangers(self, identity: Identity) -> None:
+        """End the connections of those that are revoked or expired, and, in a quiet moment, one that our own renewal
+        has left behind, so that it is made anew before it expires in the middle of a transfer."""
+        quiet = not self.exchange.machine.busy
+        for link in list(self.exchange.links.values()):
+            if link.channel.holder is None:
+                continue
+            if why := identity.still(link.channel.holder):
+                log.warning("peer dropped", peer=link.peer_id, address=link.address, why=why)
+                link.close(why)
+            elif quiet and link.idle and link.credential is not identity.credential:
+                quiet = False
+                link.close("a renewed certificate is to be used")
 
     def _should_dial(self, known: _Known) -> bool:
         peer, now, links = known.address.peer_id, trio.current_time(), self.exchange.links
@@ -166,10 +192,13 @@ class Neighbourhood:
     async def _greet(self, sock: socket.socket, *, dialled: bool, source: str, expected: PeerId | None) -> PeerLink:
         """Return the link to the peer at the other end, admitted; else the socket is closed and P2PDistError raised."""
         decoder = Decoder()
+        host = ""
         try:
-            hello, early = await greet(sock, self._own_hello(), decoder)
+            host = address_of(sock)[0]
+            channel = await self._channel(sock, dialled=dialled, expected=expected)
+            hello, early = await greet(channel, self._own_hello(), decoder)
             link = PeerLink(
-                sock,
+                channel,
                 hello,
                 self.exchange,
                 decoder=decoder,
@@ -177,12 +206,22 @@ class Neighbourhood:
                 dialled=dialled,
                 source=source,
                 limit=self._upload_limit,
+                credential=self.identity.credential if self.identity is not None else None,
             )
             self._admit(link, expected)
-        except BaseException:
+        except BaseException as error:
             sock.close()
+            if isinstance(error, IdentityRefused):
+                self.refusals.note("peers", host, error)
             raise
         return link
+
+    async def _channel(self, sock: socket.socket, *, dialled: bool, expected: PeerId | None) -> Channel:
+        if self.identity is None:
+            return ClearChannel(sock)
+        return await secure(
+            sock, self.identity, server_side=not dialled, role="agent", deadline_s=HELLO_S, expected=expected
+        )
 
     async def _run(self, link: PeerLink) -> None:
         """Run an admitted link until it ends."""

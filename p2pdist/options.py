@@ -82,4 +82,6 @@ def _metavar(doc: str, hint: object) -> str:
     for form in ("NAME=URL", "HOST:PORT"):
         if form in doc:
             return form
+    if "join token" in doc:
+        return "TOKEN"
     return "DIR" if hint is Path else "TEXT"

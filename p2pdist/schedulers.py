@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from p2pdist.core.schedulers import Order, Standing
     from p2pdist.core.wire import Hello, Message
     from p2pdist.exchange import Exchange
+    from p2pdist.identity.credentials import Identity
+    from p2pdist.identity.refusals import Refusals
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +57,11 @@ class Schedulers:
             self._clients[name].resting = line.resting
         self._counts = False
         self._stirred = trio.Event()
+
+    def identify(self, identity: Identity, refusals: Refusals) -> None:
+        """Show this identity to each, and let in none that is not a scheduler of its cluster."""
+        for client in self._clients.values():
+            client.identity, client.refusals = identity, refusals
 
     @property
     def control_bytes(self) -> int:

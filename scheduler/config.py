@@ -23,6 +23,25 @@ class SchedulerConfig:
         "Kept for what a scheduler must remember; nothing is stored today, its state comes back from the agents.",
         flag="--data-dir",
     )
+    ca_dir: Path | None = setting(
+        None,
+        "The cluster's CA, made by `p2pdist cluster init`: turns identity on; see docs/identity.md.",
+        flag="--ca-dir",
+    )
+    certificate_s: float = setting(
+        7 * 86400.0,
+        "Seconds for which a certificate is valid; it is renewed at half of that.",
+        low=10,
+        high=366 * 86400,
+    )
+    ca_file: Path | None = setting(
+        None, "The CA of the cluster's certificates, where they come from a PKI of your own."
+    )
+    cert_file: Path | None = setting(
+        None, "This scheduler's certificate from it, with those in between; re-read on SIGHUP."
+    )
+    key_file: Path | None = setting(None, "The certificate's key.")
+    crl_file: Path | None = setting(None, "The PKI's certificate revocation list, if it has one.")
     cluster: str = setting(
         "default", "The name of the cluster; agents of another are refused.", pattern=r"[\w.-]{1,63}"
     )

@@ -27,11 +27,13 @@ import trio
 from p2pdist import listening, logs
 from p2pdist.config import Address
 from p2pdist.core.types import PeerId
-from p2pdist.core.wire import VERSION, ChunkSpan, Decoder, Hello, Message, PeerAddress, encode
-from p2pdist.errors import ConfigError, RemoteProtocolError
+from p2pdist.core.wire import VERSION, ChunkSpan, Decoder, Hello, Message, PeerAddress, Revoked, encode
+from p2pdist.errors import ConfigError, IdentityRefused, P2PDistError, RemoteProtocolError
+from p2pdist.identity.channel import TlsStream
 from p2pdist.reload import Reloader, read_when_used
 from p2pdist.service import ServiceManager
 from scheduler.api import make_api
+from scheduler.doorway import Doorway
 from scheduler.swarm import PUSH_S, SchedulerState
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ RECEIVE_BYTES = 64 * 1024
 MAX_QUEUED_BYTES = 8 * 1024 * 1024
 DELIVERED_AT_ONCE = 250
 """Of what a tick sends to thousands: some milliseconds of sending, then others get their answers."""
+LOOK_S = 2.0
+"""How often the list of revoked names and certificates' ends are looked at."""
 MAX_GREETING = 1024
 """Connections that have not said who they are; after a restart all agents come back within seconds."""
 
@@ -59,10 +63,12 @@ MAX_GREETING = 1024
 class AgentConnection:
     """One agent's connection, and what waits to be sent on it."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream | TlsStream) -> None:
         self.stream = stream
         self.peer: PeerId | None = None
         """Set once it has been admitted."""
+        self.told_revoked = b""
+        """The list of revoked names that it knows from us."""
         self.pending = bytearray()
         self.blocked = trio.Event()
         """Set while the socket is full and what is pending is the writer's to send."""
@@ -79,19 +85,26 @@ class AgentConnection:
         """Send what the socket takes at once: nearly always all, and that without waking a task."""
         if self.blocked.is_set():
             return
+        stream, unsent = self.stream, False
         with suppress(OSError):  # The writer finds a broken connection, too, and says so.
-            del self.pending[: os.write(self.stream.socket.fileno(), self.pending)]
-        if self.pending:
+            if isinstance(stream, TlsStream):
+                del self.pending[: stream.channel.send_some(self.pending)]
+                unsent = stream.channel.unsent
+            else:
+                del self.pending[: os.write(stream.socket.fileno(), self.pending)]
+        if self.pending or unsent:
             self.blocked.set()
 
     async def write(self) -> None:
         """Send what the socket did not take at once, until cancelled."""
         while True:
             await self.blocked.wait()
-            while self.pending:
+            while True:
                 data = bytes(self.pending)
                 self.pending.clear()
                 await self.stream.send_all(data)
+                if not self.pending:
+                    break
             self.blocked = trio.Event()
 
 
@@ -110,6 +123,7 @@ class SchedulerServer:
             own_id=PeerId(secrets.token_hex(16)),
         )
         self.settings = Reloader(config, load, self._live())
+        self.doorway = Doorway(config)
         self.agents_at, self.api_at = config.listen, config.api_listen
         """Where it listens; while it runs, with the port that the system gave for a 0."""
         self._connections: dict[PeerId, AgentConnection] = {}
@@ -175,6 +189,7 @@ class SchedulerServer:
         """Serve agents on these listeners until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tick)
+            nursery.start_soon(self._watch_identities)
             await nursery.start(listening.serve, self._serve, listeners)
             task_status.started()
 
@@ -187,6 +202,7 @@ class SchedulerServer:
                 if number == signal.SIGHUP:
                     self._service.reloading()
                     self.settings.reload()
+                    self.doorway.reload()
                     self._service.ready()
                     continue
                 log.info("scheduler stops", signal=signal.Signals(number).name)
@@ -205,6 +221,29 @@ class SchedulerServer:
                 self._deliver(out[first : first + DELIVERED_AT_ONCE])
                 await trio.lowlevel.checkpoint()
 
+    @property
+    def cluster(self) -> str:
+        """Whose agents may join: what the certificate says, else the setting."""
+        identity = self.doorway.identity
+        return identity.name.cluster if identity is not None else self.config.cluster
+
+    async def _watch_identities(self) -> None:
+        """Tell agents of a new list of revoked names, and end the connections of those that may not stay."""
+        while (identity := self.doorway.identity) is not None:
+            await trio.sleep(LOOK_S)
+            self.doorway.look()
+            told = Revoked(self.doorway.revoked)
+            for peer, connection in list(self._connections.items()):
+                stream = connection.stream
+                if not isinstance(stream, TlsStream) or stream.channel.holder is None:
+                    continue
+                if connection.told_revoked != told.signed:
+                    connection.told_revoked = told.signed
+                    self._deliver([(peer, told)])
+                if why := identity.still(stream.channel.holder):
+                    log.warning("agent dropped", peer=peer, why=why)
+                    connection.scope.cancel()
+
     def _deliver(self, out: Iterable[tuple[PeerId, Message]]) -> None:
         touched: dict[AgentConnection, None] = {}
         last: Message | None = None
@@ -222,14 +261,22 @@ class SchedulerServer:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         """Serve one agent until it goes; nothing that it does ends the scheduler."""
-        connection = AgentConnection(stream)
+        try:
+            secured = await self.doorway.enter(stream)
+        except (P2PDistError, OSError, trio.TooSlowError) as error:
+            log.debug("connection refused", why=str(error) or "it said nothing for too long")
+            return
+        if secured is not None:
+            await self._serve_agent(AgentConnection(secured))
+
+    async def _serve_agent(self, connection: AgentConnection) -> None:
         why = "closed"
         try:
             with connection.scope:
                 await self._converse(connection)
             if connection.scope.cancelled_caught:
                 why = "another connection took its place, or it reads nothing"
-        except* (RemoteProtocolError, trio.BrokenResourceError, trio.TooSlowError, OSError) as group:
+        except* (RemoteProtocolError, IdentityRefused, trio.BrokenResourceError, trio.TooSlowError, OSError) as group:
             # Reader and writer may find it broken at the same time.
             why = str(group.exceptions[0]) or type(group.exceptions[0]).__name__
         finally:
@@ -238,11 +285,14 @@ class SchedulerServer:
                 self._take_out(connection)
             (log.info if connection.peer else log.debug)("agent left", peer=connection.peer, why=why)
             with trio.move_on_after(1, shield=True):
-                await trio.aclose_forcefully(stream)
+                await trio.aclose_forcefully(connection.stream)
 
     async def _converse(self, connection: AgentConnection) -> None:
         stream, decoder = connection.stream, Decoder()
         hello, early = await self._greet(stream, decoder)
+        holder = stream.channel.holder if isinstance(stream, TlsStream) else None
+        if holder is not None and hello.peer_id != holder.name.peer_id:
+            raise RemoteProtocolError(f"it says that it is {hello.peer_id}, and its certificate is {holder.name}")
         self._admit(connection, hello)
         self._take_in(connection, early)
         async with trio.open_nursery() as nursery:
@@ -251,7 +301,9 @@ class SchedulerServer:
                 self._take_in(connection, decoder.feed(memoryview(data)))
             nursery.cancel_scope.cancel()
 
-    async def _greet(self, stream: trio.SocketStream, decoder: Decoder) -> tuple[Hello, list[Message | ChunkSpan]]:
+    async def _greet(
+        self, stream: trio.SocketStream | TlsStream, decoder: Decoder
+    ) -> tuple[Hello, list[Message | ChunkSpan]]:
         if self._greeting >= MAX_GREETING:
             raise RemoteProtocolError(f"{MAX_GREETING} connections have not said who they are")
         self._greeting += 1
@@ -264,7 +316,7 @@ class SchedulerServer:
                     if not data:
                         raise RemoteProtocolError("it hung up before its hello")
                     items = decoder.feed(memoryview(data))
-                own = Hello(VERSION, self.config.cluster, SCHEDULER_ID, 0, "", "", "")
+                own = Hello(VERSION, self.cluster, SCHEDULER_ID, 0, "", "", "")
                 await stream.send_all(encode(own))
         finally:
             self._greeting -= 1
@@ -274,7 +326,7 @@ class SchedulerServer:
         """Return the agent's hello if it may join."""
         if not isinstance(hello, Hello):
             raise RemoteProtocolError(f"a {type(hello).__name__} where a hello should be")
-        if hello.version != VERSION or hello.cluster != self.config.cluster:
+        if hello.version != VERSION or hello.cluster != self.cluster:
             raise RemoteProtocolError(f"protocol {hello.version} or cluster {hello.cluster!r} is not ours")
         if not 0 < hello.port < 65536:
             # Its address goes to other agents, who would take it for a breach of the protocol by us.
@@ -292,6 +344,9 @@ class SchedulerServer:
         connection.peer = hello.peer_id
         self._connections[hello.peer_id] = connection
         self.state.connected(PeerAddress(hello.peer_id, host, hello.port, hello.site, hello.rack))
+        if self.doorway.revoked:
+            connection.told_revoked = self.doorway.revoked
+            self._deliver([(hello.peer_id, Revoked(connection.told_revoked))])
         log.info("agent joined", peer=hello.peer_id, host=host, port=hello.port)
 
     def _take_out(self, connection: AgentConnection) -> None:
@@ -319,7 +374,7 @@ class SchedulerServer:
         self.state.reports.news.clear()
 
 
-def _tune(stream: trio.SocketStream) -> None:
+def _tune(stream: trio.SocketStream | TlsStream) -> None:
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_S // 2)

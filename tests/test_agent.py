@@ -115,7 +115,7 @@ async def test_the_status_holds_all_that_it_promises(tmp_path: Path, registry: F
         status = (await get(agent.admin_at, "/status")).json
         assert set(status) == {
             *("version", "peer_id", "uptime_s", "cluster", "site", "rack", "mirror", "mdns", "peers", "scheduler"),
-            *("banned", "store", "pulls", "bytes", "images_pulled", "access", "control_bytes"),
+            *("banned", "identity", "store", "pulls", "bytes", "images_pulled", "access", "control_bytes"),
             *("data_dir", "data_dir_writable", "registries", "tasks"),
         }
         (scheduler,) = status["scheduler"].pop("each")

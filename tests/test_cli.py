@@ -33,6 +33,7 @@ CONTRACT_FLAGS = (
     "--site TEXT",
     "--rack TEXT",
     "--no-mdns",
+    "--join TOKEN",
     "--upload-limit TEXT",
     "--download-limit TEXT",
     "--origin-limit TEXT",

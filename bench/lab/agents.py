@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import trio
 
 from bench.lab import http, ready
 from bench.lab.pullers import Source
+from p2pdist.identity.authority import Authority
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,29 +72,46 @@ def scheduler_address(host: Host) -> str:
     return f"{host.address}:{_SCHEDULER_PORT}"
 
 
-async def start_scheduler(group: ProcessGroup, host: Host, data: Path) -> Process:
+def make_identity(data: Path, *, agents: int) -> tuple[list[str], list[str]]:
+    """Make a cluster's CA and a token; return the flags with which a scheduler uses it, and so many agents join."""
+    authority = Authority.make(data / "ca", "lab", time.time())
+    token = authority.make_token(uses=agents, lifetime_s=600.0, now=time.time())
+    return ["--ca-dir", str(data / "ca")], ["--join", str(token)]
+
+
+async def start_scheduler(group: ProcessGroup, host: Host, data: Path, flags: Sequence[str] = ()) -> Process:
     """Start a scheduler and wait until agents can reach it. Raises LabError."""
     command = ["--listen", scheduler_address(host), "--api-listen", f"{host.local_address}:{_API_PORT}"]
-    process = group.start(host, host.name, [*_p2pdist("scheduler"), *command, "--data-dir", str(data / host.name)])
+    command += ["--data-dir", str(data / host.name), *flags]
+    process = group.start(host, host.name, [*_p2pdist("scheduler"), *command])
 
     await ready.accepting(host, _SCHEDULER_PORT, process, _SCHEDULER_TIMEOUT_S)
     return process
 
 
 async def start_agents(
-    group: ProcessGroup, hosts: Sequence[Host], data: Path, registry: Registry, *, schedulers: Sequence[Host] = ()
+    group: ProcessGroup,
+    hosts: Sequence[Host],
+    data: Path,
+    registry: Registry,
+    *,
+    schedulers: Sequence[Host] = (),
+    flags: Sequence[str] = (),
 ) -> list[Agent]:
     """Start an agent on each host and wait until all say that they are ready.
 
     Args:
         data: gets a data directory for each agent.
         schedulers: their hosts; without any the agents find each other by mDNS.
+        flags: further ones for each.
 
     Raises:
         LabError: an agent ends or is not ready in time.
     """
-    flags = found_by(*schedulers)
-    agents = [start_agent(group, host, data, registry.base_url, [*flags, *_place(host)]) for host in hosts]
+    agents = [
+        start_agent(group, host, data, registry.base_url, [*found_by(*schedulers), *_place(host), *flags])
+        for host in hosts
+    ]
     async with trio.open_nursery() as nursery:
         for agent in agents:
             nursery.start_soon(agent.wait_ready)

@@ -42,6 +42,8 @@ _LENGTH = struct.Struct(">IB")
 _SPAN = struct.Struct(">IBI")
 SPAN_HEADER_BYTES = _SPAN.size
 _MESSAGE, _CHUNK_SPAN = 0, 1
+_TLS = (0x1503, 0x1603)
+"""How an alert and a handshake of TLS begin: as a frame it would be one of 350 MiB."""
 
 Number = Annotated[int, "0 to 2**32 - 1"]
 """An index or the number of a grant or question: never negative, where a shift would raise."""
@@ -313,6 +315,14 @@ class Stored(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Revoked(Message):
+    """From the scheduler: the names whose certificates count no more, signed by the cluster's CA."""
+
+    CODE: ClassVar[int] = 42
+    signed: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Banned(Message):
     """To the scheduler: the agent has nothing to do with this peer for so long; `reason` is an Offence's text."""
 
@@ -561,6 +571,8 @@ class Decoder:
         if len(self._pending) < _LENGTH.size:
             return used
         length, kind = _LENGTH.unpack_from(self._pending)
+        if length >> 16 in _TLS:
+            raise RemoteProtocolError("it speaks TLS: it has an identity, and this program has none (docs/identity.md)")
         if kind == _CHUNK_SPAN:
             if not 5 < length <= MAX_SPAN_BYTES + 5:
                 raise RemoteProtocolError(f"a chunk frame of {length} bytes")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One connection to one peer: wire frames over a socket, both directions at once.
 
-Owns the socket and its two tasks, a reader and a writer. It decides nothing: messages and whole
+Owns the connection, in the clear (ClearChannel) or encrypted (identity/channel.py), and its two tasks, a reader and a
+writer. It decides nothing: messages and whole
 chunks go to a LinkHandler, and what to send is told to it. Chunks are sent by sendfile from the
 store's descriptor, one at a time, with messages let in between the frames.
 
@@ -24,7 +25,15 @@ import trio
 from p2pdist.core.runs import Rate
 from p2pdist.core.verify import checksum_of
 from p2pdist.core.wire import SPAN_BYTES, VERSION, ChunkSpan, Decoder, Hello, Message, Refuse, encode, span_header
-from p2pdist.errors import FloodError, PeerUnavailable, RemoteProtocolError, TransferTimeout
+from p2pdist.errors import (
+    FloodError,
+    IdentityRefused,
+    P2PDistError,
+    PeerUnavailable,
+    RemoteProtocolError,
+    TransferTimeout,
+)
+from p2pdist.identity.channel import MAX_RECORD_BYTES, TlsChannel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,11 +63,11 @@ FLOOD_BYTES = 24 * 1024 * 1024
 largest messages, ..."""
 FLOOD_BYTES_PER_S = 2 * 1024 * 1024
 """... and so many a second from then on: 4,096 small ones. Six per chunk is what the honest send."""
-MAX_HELLO_BYTES = 4096
+_GREETING_BYTES = 4 * MAX_RECORD_BYTES
 _TCP_NOTSENT_LOWAT = 25
 _ON = 1
 
-_receive_buffer = memoryview(bytearray(RECEIVE_BYTES))
+_receive_buffer = memoryview(bytearray(RECEIVE_BYTES + 2 * MAX_RECORD_BYTES))
 
 
 class LinkHandler(Protocol):
@@ -133,7 +142,49 @@ def detach(stream: trio.SocketStream) -> socket.socket:
     return sock
 
 
-def _address_of(sock: socket.socket) -> tuple[str, int]:
+class ClearChannel:
+    """A connection without encryption: the kernel moves chunks from the store's file to the socket."""
+
+    backlog = 0
+    holder = None
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    async def wait_readable(self) -> None:
+        await trio.lowlevel.wait_readable(self.sock)
+
+    def receive_into(self, buffer: memoryview) -> int:
+        """Return how many bytes came, 0 at the end. Raises BlockingIOError, OSError."""
+        return self.sock.recv_into(buffer)
+
+    async def send_all(self, data: bytes, flags: int = 0) -> None:
+        """Send; raises OSError."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self.sock.send(view, flags) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self.sock)
+
+    async def send_file(self, header: bytes, descriptor: int, start: int, stop: int) -> None:
+        """Send the header and [start, stop) of a file. Raises OSError."""
+        await self.send_all(header, socket.MSG_MORE)
+        while start < stop:
+            try:
+                sent = os.sendfile(self.sock.fileno(), descriptor, start, stop - start)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self.sock)
+                continue
+            if not sent:
+                raise OSError("the store's file ends too early")
+            start += sent
+
+
+Channel = ClearChannel | TlsChannel
+
+
+def address_of(sock: socket.socket) -> tuple[str, int]:
     """Return whom a socket is connected to; raises PeerUnavailable where it is broken."""
     try:
         host, port = sock.getpeername()[:2]
@@ -142,28 +193,30 @@ def _address_of(sock: socket.socket) -> tuple[str, int]:
     return host, port
 
 
-async def greet(sock: socket.socket, own: Hello, decoder: Decoder) -> tuple[Hello, list[Message | ChunkSpan]]:
+async def greet(channel: Channel, own: Hello, decoder: Decoder) -> tuple[Hello, list[Message | ChunkSpan]]:
     """Exchange Hello messages; return the peer's, and what came right behind it.
 
     Raises:
+        IdentityRefused: it is not who its certificate says, or does not let us in.
         PeerUnavailable: it hung up.
         TransferTimeout: it said nothing within HELLO_S.
         RemoteProtocolError: it speaks another protocol, another version, or belongs to another cluster.
     """
+    # A buffer of its own: a chunk span behind the Hello points into it.
+    buffer = memoryview(bytearray(_GREETING_BYTES))
     try:
         with trio.fail_after(HELLO_S):
-            await _send_all(sock, encode(own))
+            await channel.send_all(encode(own))
             items: list[Message | ChunkSpan] = []
             while not items:
-                await trio.lowlevel.wait_readable(sock)
-                # Little at a time: a chunk span behind the Hello would point into the shared buffer.
+                await channel.wait_readable()
                 try:
-                    data = sock.recv(MAX_HELLO_BYTES)
+                    count = channel.receive_into(buffer)
                 except BlockingIOError:
                     continue
-                if not data:
+                if not count:
                     raise PeerUnavailable("the peer hung up before its hello")
-                items = decoder.feed(memoryview(data))
+                items = decoder.feed(buffer[:count])
     except trio.TooSlowError as error:
         raise TransferTimeout(f"the peer sent no hello within {HELLO_S:.0f} s") from error
     except OSError as error:
@@ -175,16 +228,13 @@ async def greet(sock: socket.socket, own: Hello, decoder: Decoder) -> tuple[Hell
         raise RemoteProtocolError(f"the peer speaks protocol version {hello.version}, this agent {VERSION}")
     if hello.cluster != own.cluster:
         raise RemoteProtocolError(f"the peer belongs to cluster {hello.cluster!r}, this agent to {own.cluster!r}")
+    if channel.holder is not None and hello.peer_id != channel.holder.name.peer_id:
+        raise IdentityRefused(
+            "other-name",
+            f"it says that it is {hello.peer_id}, and its certificate is {channel.holder.name}",
+            "give each node a certificate of its own",
+        )
     return hello, items[1:]
-
-
-async def _send_all(sock: socket.socket, data: bytes, flags: int = 0) -> None:
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[sock.send(view, flags) :]
-        except BlockingIOError:
-            await trio.lowlevel.wait_writable(sock)
 
 
 class PeerLink:
@@ -199,7 +249,7 @@ class PeerLink:
 
     def __init__(
         self,
-        sock: socket.socket,
+        channel: Channel,
         hello: Hello,
         handler: LinkHandler,
         *,
@@ -208,6 +258,7 @@ class PeerLink:
         dialled: bool,
         source: str,
         limit: TokenBucket | None = None,
+        credential: object = None,
     ) -> None:
         self.hello = hello
         self.peer_id = hello.peer_id
@@ -219,7 +270,10 @@ class PeerLink:
         """Of chunks."""
         self.why = ""
         """Why the link ended, where we ended it."""
-        self._sock = sock
+        self.channel = channel
+        self.credential = credential
+        """Our own certificate when the connection was made."""
+        self._sock = channel.sock
         self._handler = handler
         self._decoder = decoder
         self._early = early
@@ -239,8 +293,8 @@ class PeerLink:
         self._drained = False
         """The socket had room for a frame when the last chunk had gone."""
         self._scope = trio.CancelScope()
-        self._error: RemoteProtocolError | PeerUnavailable | None = None
-        self.host, port = _address_of(sock)
+        self._error: P2PDistError | None = None
+        self.host, port = address_of(self._sock)
         self.address = f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
 
     def send(self, message: Message) -> None:
@@ -276,6 +330,11 @@ class PeerLink:
         if (incoming := self._incoming.get(number)) is not None:
             incoming.buffer = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether no chunk is on its way, in either direction."""
+        return not self._jobs and not self._incoming
+
     def close(self, why: str) -> None:
         """End the link from this side."""
         self.why = self.why or why
@@ -309,7 +368,7 @@ class PeerLink:
     async def _read(self) -> None:
         try:
             await self._receive()
-        except RemoteProtocolError as error:
+        except (RemoteProtocolError, IdentityRefused) as error:
             self._error = error
         except OSError as error:
             self._break(error)
@@ -318,11 +377,11 @@ class PeerLink:
         self._error = self._error or PeerUnavailable(f"peer {self.address}: {error}")
 
     async def _receive(self) -> None:
-        sock, decoder, buffer = self._sock, self._decoder, _receive_buffer
+        sock, channel, decoder, buffer = self._sock, self.channel, self._decoder, _receive_buffer
         while True:
             await trio.lowlevel.wait_readable(sock)
             try:
-                count = sock.recv_into(buffer)
+                count = channel.receive_into(buffer)
             except BlockingIOError:
                 continue
             if not count or self._scope.cancel_called:
@@ -331,7 +390,7 @@ class PeerLink:
                 self._take_in(item)
             if decoder.message_bytes > self._allowed_bytes:
                 self._allow(decoder.message_bytes)
-            self._set_lowat(decoder.span_left)
+            self._set_lowat(decoder.span_left - channel.backlog)
 
     def _allow(self, said_bytes: int) -> None:
         """Count what the peer may say by now; raises FloodError where it has said more."""
@@ -379,7 +438,7 @@ class PeerLink:
                 if self._queue:
                     data = bytes(self._queue)
                     self._queue.clear()
-                    await _send_all(self._sock, data)
+                    await self.channel.send_all(data)
                 elif self._jobs:
                     if self.limit is None or await self._in_turn(self.limit, self._jobs[0]):
                         await self._send_frame(self._jobs[0])
@@ -421,16 +480,8 @@ class PeerLink:
             if not self._drained:
                 await trio.lowlevel.wait_writable(self._sock)
             self._drained = False
-            await _send_all(self._sock, span_header(job.number, stop - job.at), socket.MSG_MORE)
-            while job.at < stop:
-                try:
-                    sent = os.sendfile(self._sock.fileno(), job.descriptor, job.at, stop - job.at)
-                except BlockingIOError:
-                    await trio.lowlevel.wait_writable(self._sock)
-                    continue
-                if not sent:
-                    raise OSError("the store's file ends too early")
-                job.at += sent
+            await self.channel.send_file(span_header(job.number, stop - job.at), job.descriptor, job.at, stop)
+            job.at = stop
             if job.at < job.stop:
                 return
         if job.at < job.stop:

@@ -14,11 +14,16 @@ import structlog
 import trio
 
 from p2pdist.core.wire import VERSION, ChunkSpan, Decoder, Hello, Message, encode
-from p2pdist.errors import P2PDistError, PeerUnavailable, RemoteProtocolError, TransferTimeout
+from p2pdist.errors import IdentityRefused, P2PDistError, PeerUnavailable, RemoteProtocolError, TransferTimeout
+from p2pdist.identity.channel import secured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from random import Random
+
+    from p2pdist.identity.channel import TlsStream
+    from p2pdist.identity.credentials import Identity
+    from p2pdist.identity.refusals import Refusals
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +49,10 @@ class TrackerHandler(Protocol):
 
 class TrackerClient:
     """Keeps a connection to one of `addresses`, while `run` runs."""
+
+    identity: Identity | None = None
+    refusals: Refusals
+    """Set with the identity."""
 
     def __init__(
         self, addresses: Sequence[tuple[str, int]], hello: Callable[[], Hello], handler: TrackerHandler, rng: Random
@@ -120,10 +129,20 @@ class TrackerClient:
             raise PeerUnavailable(f"scheduler {host}:{port} does not answer") from error
         except ValueError as error:
             raise PeerUnavailable(f"scheduler {host}:{port} cannot be a host's name: {error}") from error
-        async with stream:
-            await self._converse(stream, f"{host}:{port}")
+        async with stream, await self._secured(stream, host) as secured:
+            await self._converse(secured, f"{host}:{port}")
 
-    async def _converse(self, stream: trio.SocketStream, address: str) -> None:
+    async def _secured(self, stream: trio.SocketStream, host: str) -> trio.SocketStream | TlsStream:
+        """Return the connection, with TLS where this agent has an identity."""
+        if self.identity is None:
+            return stream
+        try:
+            return await secured(stream, self.identity, server_side=False, role="scheduler", deadline_s=CONNECT_S)
+        except IdentityRefused as error:
+            self.refusals.note("scheduler", host, error)
+            raise
+
+    async def _converse(self, stream: trio.SocketStream | TlsStream, address: str) -> None:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_S // 3)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, DEAD_S // 3)
@@ -145,7 +164,9 @@ class TrackerClient:
         if self._scope.cancelled_caught:
             raise PeerUnavailable(f"scheduler {address} {self._given_up}")
 
-    async def _greet(self, stream: trio.SocketStream, decoder: Decoder, address: str) -> list[Message | ChunkSpan]:
+    async def _greet(
+        self, stream: trio.SocketStream | TlsStream, decoder: Decoder, address: str
+    ) -> list[Message | ChunkSpan]:
         try:
             with trio.fail_after(CONNECT_S):
                 await stream.send_all(encode(self._hello()))
@@ -168,7 +189,7 @@ class TrackerClient:
                 raise RemoteProtocolError("the scheduler sends chunk bytes")
             self._handler.scheduler_said(item)
 
-    async def _write(self, stream: trio.SocketStream) -> None:
+    async def _write(self, stream: trio.SocketStream | TlsStream) -> None:
         while True:
             if not self._pending:
                 self._wake = trio.Event()

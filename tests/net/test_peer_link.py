@@ -41,6 +41,7 @@ from p2pdist.net.peer_link import (
     HELLO_S,
     MAX_INCOMING,
     MAX_QUEUED_BYTES,
+    ClearChannel,
     PeerLink,
     connect,
     detach,
@@ -153,7 +154,7 @@ def end(
 ) -> End:
     told = Recorder()
     link = PeerLink(
-        sock,
+        ClearChannel(sock),
         hello(peer),
         told,
         decoder=Decoder(),
@@ -279,9 +280,9 @@ async def test_both_directions_carry_chunks_at_once(
 async def test_what_came_right_behind_the_hello_is_not_lost(sockets: tuple[socket.socket, socket.socket]) -> None:
     await send_all(sockets[1], encode(hello(BOB)) + encode(Grant(1)) + encode(Grant(2)))
     decoder = Decoder()
-    theirs, early = await greet(sockets[0], hello(), decoder)
+    theirs, early = await greet(ClearChannel(sockets[0]), hello(), decoder)
     told = Recorder()
-    link = PeerLink(sockets[0], theirs, told, decoder=decoder, early=early, dialled=True, source="test")
+    link = PeerLink(ClearChannel(sockets[0]), theirs, told, decoder=decoder, early=early, dialled=True, source="test")
     async with running(End(link, told)):
         await told.until(lambda: len(told.messages) == 2)
     assert told.messages == [Grant(1), Grant(2)]
@@ -406,7 +407,7 @@ async def test_a_link_that_waits_for_the_limit_can_be_closed(
 
 async def rejected(sock: socket.socket) -> P2PDistError:
     with pytest.raises(P2PDistError) as caught:
-        await greet(sock, hello(), Decoder())
+        await greet(ClearChannel(sock), hello(), Decoder())
     return caught.value
 
 
@@ -453,11 +454,13 @@ async def test_a_peer_that_resets_right_behind_its_hello_is_unavailable(
 ) -> None:
     """A socket that is not connected any more has no peer's address to show."""
     await send_all(sockets[1], encode(hello(BOB)))
-    theirs, early = await greet(sockets[0], hello(), Decoder())
+    theirs, early = await greet(ClearChannel(sockets[0]), hello(), Decoder())
     reset(sockets[1])
     await trio.lowlevel.wait_readable(sockets[0])
     with pytest.raises(PeerUnavailable, match="broke off"):
-        PeerLink(sockets[0], theirs, Recorder(), decoder=Decoder(), early=early, dialled=True, source="test")
+        PeerLink(
+            ClearChannel(sockets[0]), theirs, Recorder(), decoder=Decoder(), early=early, dialled=True, source="test"
+        )
 
 
 @pytest.mark.parametrize(

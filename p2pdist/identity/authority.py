@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cluster's CA in a directory: its certificate and key, join tokens, the list of revoked names.
+
+    ca.pem        to give to anybody
+    ca-key.pem    whoever has it is the cluster
+    revoked       the signed list
+    tokens/       one file for each, by the hash of its secret: when it ends, and how often it may be used
+
+Invariants: a token is counted as used, on disk, before a certificate is given for it; commands and schedulers that
+share the directory take turns (flock); files are replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from p2pdist.core.identity import Name, Revocations, Token, encode_secret, secret_hash
+from p2pdist.errors import ConfigError, InvalidInput
+from p2pdist.identity import certificates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from p2pdist.core.types import PeerId
+
+KEPT_S = 86400.0
+"""For so long after its end a token is known, so that whoever tries it is told that it has expired."""
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """The CA of a cluster. All methods are short and blocking; OSError becomes ConfigError."""
+
+    directory: Path
+    cluster: str
+    certificate: bytes
+    key: certificates.PrivateKey
+
+    @classmethod
+    def make(cls, directory: Path, cluster: str, now: float) -> Authority:
+        """Make a CA in a directory that has none. Raises ConfigError."""
+        if (directory / "ca-key.pem").exists() or (directory / "ca.pem").exists():
+            raise ConfigError(f"{directory} has a CA already; choose another directory, or delete what is there")
+        certificate, key = certificates.make_authority(cluster, now)
+        with _named(directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (directory / "tokens").mkdir(mode=0o700, exist_ok=True)
+            write_private(directory / "ca-key.pem", key)
+            write_private(directory / "ca.pem", certificate)
+        return cls.open(directory)
+
+    @classmethod
+    def open(cls, directory: Path) -> Authority:
+        """Return the CA in a directory. Raises ConfigError."""
+        with _named(directory):
+            certificate, key = (directory / "ca.pem").read_bytes(), (directory / "ca-key.pem").read_bytes()
+        try:
+            authority = cls(directory, certificates.cluster_of(certificate), certificate, certificates.read_key(key))
+            if certificates.key_of(certificate) != authority.key.public_key():
+                raise InvalidInput("ca-key.pem is not the key of ca.pem")
+        except (InvalidInput, ConfigError) as error:
+            raise ConfigError(f"{directory}: {error}; `p2pdist cluster init` makes a CA") from error
+        return authority
+
+    def issue(self, key: certificates.PublicKey, name: Name, lifetime_s: float, now: float) -> bytes:
+        return certificates.issue(self.certificate, self.key, key, name, lifetime_s, now)
+
+    # ---------------------------------------------------------------- tokens
+
+    def make_token(self, *, uses: int, lifetime_s: float, now: float) -> Token:
+        """Return a token that may be used so often, for so long; old ones are forgotten. Raises ConfigError."""
+        token = Token(self.cluster, encode_secret(secrets.token_bytes(16)), certificates.pin_of(self.certificate))
+        with self._turn():
+            self._forget_old(now)
+            self._write_token(secret_hash(token.secret), uses, now + lifetime_s)
+        return token
+
+    def spend(self, secret: str, now: float) -> None:
+        """Count one use of a token.
+
+        Raises:
+            InvalidInput: it is unknown, has expired, or has been used as often as it may.
+            ConfigError: the directory cannot be written.
+        """
+        known_as = secret_hash(secret)
+        with self._turn():
+            try:
+                entry = json.loads((self.directory / "tokens" / known_as).read_bytes())
+                uses, ends = int(entry["uses"]), float(entry["ends"])
+            except FileNotFoundError as error:
+                raise InvalidInput("the join token is not one of this scheduler's") from error
+            except (ValueError, KeyError, TypeError) as error:
+                raise InvalidInput("the join token's file is damaged; make a new one") from error
+            if now >= ends:
+                raise InvalidInput("the join token has expired; `p2pdist cluster token` makes a new one")
+            if uses <= 0:
+                raise InvalidInput("the join token is spent; `p2pdist cluster token --uses N` makes one for N nodes")
+            self._write_token(known_as, uses - 1, ends)
+
+    def _write_token(self, known_as: str, uses: int, ends: float) -> None:
+        write_private(self.directory / "tokens" / known_as, json.dumps({"uses": uses, "ends": ends}).encode())
+
+    def _forget_old(self, now: float) -> None:
+        for path in list((self.directory / "tokens").iterdir()):
+            with suppress(ValueError, KeyError, TypeError):
+                if json.loads(path.read_bytes())["ends"] + KEPT_S < now:
+                    path.unlink()
+
+    # ------------------------------------------------------------ revocation
+
+    def signed_revocations(self) -> bytes:
+        """Return the signed list, b"" where nobody is revoked."""
+        with _named(self.directory):
+            try:
+                return (self.directory / "revoked").read_bytes()
+            except FileNotFoundError:
+                return b""
+
+    def revocations(self) -> Revocations:
+        """Return the list. Raises ConfigError where it is not what this CA signed."""
+        data = self.signed_revocations()
+        if not data:
+            return Revocations(self.cluster)
+        try:
+            return certificates.read_list(data, self.certificate, self.cluster)
+        except InvalidInput as error:
+            raise ConfigError(f"{self.directory}/revoked: {error}") from error
+
+    def revoke(self, path: str) -> Revocations:
+        """Put a name on the list, `agent/PEER_ID` or `scheduler/NAME`. Raises ConfigError, InvalidInput."""
+        with self._turn():
+            revocations = self.revocations()
+            if path not in revocations.names:
+                revocations = revocations.with_name(path)
+                write_private(self.directory / "revoked", certificates.sign_list(revocations, self.key))
+        return revocations
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with _named(self.directory):
+            descriptor = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(descriptor)
+
+
+def enrol(
+    authority: Authority, request: bytes, lifetime_s: float, now: float, *, holder: PeerId | None, secret: str
+) -> bytes:
+    """Return the certificate that a request gets; blocking.
+
+    Args:
+        holder: the peer whose valid certificate came with the connection (a renewal), else None.
+        secret: of the join token that is spent where there is no holder.
+
+    Raises:
+        InvalidInput: it asks for what it may not have.
+        ConfigError: the directory cannot be used.
+    """
+    key, name = certificates.read_request(request)
+    if name.cluster != authority.cluster or name.role != "agent":
+        raise InvalidInput(f"{name} is not an agent of cluster {authority.cluster!r}")
+    if holder is None and name.name != certificates.peer_id_of(key):
+        raise InvalidInput("the peer id that is asked for is not that of the request's key")
+    if holder is not None and name.name != holder:
+        raise InvalidInput(f"{holder} may not have the certificate of {name.name}")
+    if name.path in authority.revocations().names:
+        raise InvalidInput(f"{name.path} is revoked; delete the agent's `identity` directory and join anew")
+    if holder is None:
+        authority.spend(secret, now)
+    return authority.issue(key, name, lifetime_s, now)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Put a file in place as a whole and durably, for its owner's eyes only."""
+    fresh = path.with_name(path.name + ".new")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(fresh, path)
+
+
+@contextmanager
+def _named(directory: Path) -> Iterator[None]:
+    """Turn the system's errors into one line that names the directory."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or directory}: {error.strerror}; `p2pdist cluster init` makes a CA"
+        ) from error
