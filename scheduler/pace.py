@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many leases one registry is worth at a time: measured, never configured. Pure.
 
-Invariants: `leases` is within [`least`, LEASES_MAX]; it changes only when one of its own calls says so.
+Invariants: `leases` is within [LEASES_MIN, LEASES_MAX]; it changes only when one of its own calls says so.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from typing import NamedTuple
 LEASES_MIN = 5
 """Chunks in flight from a registry whose link is the limit: 1, 2 and 8 measured worse (SWARM); with 4 the link idled
 now and then. More come late and out of order, and bring nothing."""
-SHARE_MIN = 3
-"""… where several schedulers lease from the registry: two with 5 each took 1.25 times the bound, one took 1.12
-(12 nodes, 50 Mbit/s): of more chunks under way each is complete later."""
 LEASES_MAX = 64
 MEMBER_LEASES = 8
 """Leases that one member holds at a time: half of the connections that an agent opens to registries."""
@@ -64,7 +61,6 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self.least = LEASES_MIN
         self.leases = LEASES_MIN
         self._granted = 0
         self._first = 0
@@ -107,21 +103,15 @@ class Pace:
         elif now >= self._rest_until:
             self._try(measured, members, now)
 
-    def share(self, schedulers: int) -> None:
-        """Take a part of the least leases, where so many schedulers lease from the registry."""
-        before, self.least = self.least, max(SHARE_MIN, -(-LEASES_MIN // schedulers))
-        if self._before is None and (self.leases == before or self.leases < self.least):
-            self._set(self.least)
-
     def refused(self, now: float) -> None:
         """Note that the registry asked for a pause: fewer leases, and no trial soon."""
-        self._settle(max(self.least, self.leases // 2), now)
+        self._settle(max(LEASES_MIN, self.leases // 2), now)
         self._rest_until = now + MAX_REST_S
 
     def _try(self, measured: tuple[int, float], members: int, now: float) -> None:
         most = min(LEASES_MAX, members * MEMBER_LEASES)
         leases = min(most, int(self.leases * GROWTH)) if self._up else int(self.leases / SHRINKAGE)
-        leases = max(leases, self.least)
+        leases = max(leases, LEASES_MIN)
         if (leases > self.leases) != self._up or leases == self.leases:
             self._settle(self.leases, now)
             return
@@ -140,8 +130,8 @@ class Pace:
     def _settle(self, leases: int, now: float) -> None:
         self._before = None
         self._rest_until = now + self._rest_s
-        self._up = leases <= self.least or not self._up
-        self._set(max(leases, self.least))
+        self._up = leases == LEASES_MIN or not self._up
+        self._set(leases)
 
     def _set(self, leases: int) -> None:
         self.leases = leases

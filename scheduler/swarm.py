@@ -261,8 +261,6 @@ class SchedulerState:
         """Take in whom an agent counts on; where most see it otherwise now, swarms come and go."""
         if self.leading.viewed(peer, schedulers, now):
             self.leading.changed(self.swarms, now)
-            for registry in self._registries.values():
-                registry.pace.share(len(self.leading.live))
 
     def _on_renew(self, peer: PeerId, member: Member, message: Renew, now: float) -> None:
         swarm, index = self.swarms.get(message.blob), message.index
@@ -381,11 +379,7 @@ class SchedulerState:
             self._registry(swarm).line_up(swarm)
 
     def _registry(self, swarm: Swarm) -> Registry:
-        registry = self._registries.get(swarm.registry)
-        if registry is None:
-            registry = self._registries[swarm.registry] = Registry()
-            registry.pace.share(len(self.leading.live))
-        return registry
+        return self._registries.setdefault(swarm.registry, Registry())
 
     def _read_have(self, swarm: Swarm, peer: PeerId, message: Join, now: float) -> None:
         assert swarm.chunks is not None

@@ -45,6 +45,7 @@ EVERYTHING = (
 CASES = {
     "as it comes": (),
     "everything": EVERYTHING,
+    "three schedulers": ("--set", "scheduler.replicas=3", "--set", "scheduler.config=degree = 10"),
     "agents alone": ("--set", "scheduler.enabled=false", "--set", "agent.mdns=true"),
     "metrics on the nodes": ("--set", "metrics.enabled=true", "--set", "networkPolicy.enabled=false"),
 }
@@ -187,6 +188,20 @@ def test_agent_and_scheduler_take_what_the_chart_sets(helm: str, tmp_path: Path,
         assert scheduler.api_listen == Address("0.0.0.0", service[1]["port"])
 
 
+def test_of_several_schedulers_agents_know_each_by_its_name(helm: str, tmp_path: Path) -> None:
+    manifests = objects(rendered(helm, CASES["three schedulers"]))
+    agent = settings(manifests, "DaemonSet/p2pdist-agent", tmp_path)
+    assert "Deployment/p2pdist-scheduler" not in manifests
+    spec, names = manifests["StatefulSet/p2pdist-scheduler"]["spec"], manifests["Service/p2pdist-schedulers"]
+    assert names["spec"]["clusterIP"] == "None"
+    assert names["metadata"]["name"] == spec["serviceName"]
+    assert [str(address) for address in agent.scheduler] == [
+        f"p2pdist-scheduler-{number}.p2pdist-schedulers.p2pdist.svc:5060" for number in range(spec["replicas"])
+    ]
+    scheduler = settings(manifests, "StatefulSet/p2pdist-scheduler", tmp_path)
+    assert (scheduler.listen.port, scheduler.degree) == (5060, 10)
+
+
 @cases
 def test_a_probe_asks_where_the_admin_port_answers(helm: str, tmp_path: Path, values: Sequence[str]) -> None:
     manifests = objects(rendered(helm, values))
@@ -199,7 +214,7 @@ def test_a_probe_asks_where_the_admin_port_answers(helm: str, tmp_path: Path, va
 @cases
 def test_only_what_has_to_is_root(helm: str, values: Sequence[str]) -> None:
     manifests = objects(rendered(helm, values))
-    for name in ("DaemonSet/p2pdist-agent", "Deployment/p2pdist-scheduler"):
+    for name in ("DaemonSet/p2pdist-agent", "Deployment/p2pdist-scheduler", "StatefulSet/p2pdist-scheduler"):
         if name not in manifests:
             continue
         pod = manifests[name]["spec"]["template"]["spec"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from p2pdist.core.schedulers import home_of
 from p2pdist.core.wire import Lease, Leave, Message, Missing, Present, Renew, View, pack_indices
 from scheduler.leading import TAKEOVER_S, Leading
-from scheduler.pace import LEASES_MIN, MEMBER_LEASES, SHARE_MIN
+from scheduler.pace import MEMBER_LEASES
 from scheduler.swarm import ADOPTED, LEASE_S
 from tests.scheduler.test_swarm import Script, address, done, joining, named
 from tests.strategies import digest, peer
@@ -134,14 +134,6 @@ def test_a_swarm_that_begins_is_leased_of_at_once_unless_another_scheduler_may_h
     script.tick(script.now + TAKEOVER_S)
     script.says(1, *(done(index, blob=MINE) for index in range(8)))
     assert script.state.swarms[new].leases
-
-
-def test_two_schedulers_lease_fewer_chunks_each() -> None:
-    script = among_two(1, 2)
-    assert len(indices(script.says(1, joining(blob=MINE)))) == SHARE_MIN
-    for number in (1, 2):
-        script.says(number, View([ME]))
-    assert len(indices(script.tick(script.now))) == LEASES_MIN - SHARE_MIN
 
 
 def test_what_a_member_misses_for_long_is_leased_by_whoever_it_reaches() -> None:

@@ -21,6 +21,17 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
+{{- /* Where agents find the schedulers. */}}
+{{- define "p2pdist.schedulers" -}}
+{{- $name := include "p2pdist.fullname" . }}
+{{- $rest := printf "%s.svc:%v" .Release.Namespace .Values.scheduler.ports.agents }}
+{{- if gt (int .Values.scheduler.replicas) 1 }}
+{{- range $number := until (int .Values.scheduler.replicas) }}
+{{- if $number }},{{ end }}{{ $name }}-scheduler-{{ $number }}.{{ $name }}-schedulers.{{ $rest }}
+{{- end }}
+{{- else }}{{ $name }}-scheduler.{{ $rest }}{{ end }}
+{{- end }}
+
 {{- define "p2pdist.checked" -}}
 {{- if and (not .Values.scheduler.enabled) (not .Values.agent.mdns) }}
 {{- fail "agents find each other by a scheduler or by mDNS: set scheduler.enabled or agent.mdns" }}
