@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One simulated agent: a production pull machine, and around it what exchange.py, puller.py, neighbours.py and
-net/tracker_client.py do, without sockets and disks. What must hold at each step is checked by the watch (oracle.py).
+"""One simulated agent: a production pull machine, and around it what exchange.py, puller.py and neighbours.py
+do, without sockets and disks. What must hold at each step is checked by the watch (oracle.py).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bench.schedules.network import Actor, Connection
+from bench.schedules.tracking import Tracking
 from p2pdist.core import events as ev
 from p2pdist.core import wire
 from p2pdist.core.pull import TICK_S, PullMachine
@@ -34,7 +35,6 @@ REVIEW_S = 2.0
 FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 60.0
 HELLO_S = 5.0
 MAX_INCOMING = 64
-TRACKER_PAUSE_S = (0.25, 5.0)
 STEP_S = 0.5
 """How often a chunk on its way is looked at: its link may have become slower or faster."""
 RETRY_S = (1.0, 8.0)
@@ -115,8 +115,7 @@ class Agent(Actor):
         machine_rng = self.network.rng(f"{self.peer_id}/{self.life}/machine")
         self.machine = PullMachine(self.peer_id, machine_rng, PullSettings(rack=self.rack))
         self.links: dict[PeerId, Link] = {}
-        self.tracker: Connection | None = None
-        self.tracked = False
+        self.tracking = Tracking(self)
         self.pulls: dict[Digest, Pull] = {}
         self.known: dict[PeerId, tuple[int, float]] = {}
         """Peers to be connected to: failures to reach them, and when to try again."""
@@ -135,7 +134,7 @@ class Agent(Actor):
     def die(self, *, silently: bool = False) -> None:
         """End at once; peers see the connections break, or nothing."""
         connections = [link.connection for link in self.links.values()]
-        for connection in [*connections, *([self.tracker] if self.tracker is not None else [])]:
+        for connection in [*connections, *self.tracking.lines.values()]:
             if silently:
                 connection.vanish(self)
             else:
@@ -203,8 +202,7 @@ class Agent(Actor):
                 if (link := self.links.get(command.peer)) is not None:
                     self._drop_link(link)
             case ev.Tell():
-                if self.tracker is not None and self.tracked:
-                    self.tracker.post(self, command.message)
+                self.tracking.tell(command.message)
             case ev.Fail():
                 self._failed(command.blob, command.causes)
 
@@ -423,8 +421,8 @@ class Agent(Actor):
             self.feed(ev.PeerLost(peer=peer))
 
     def lost(self, connection: Connection) -> None:
-        if connection is self.tracker:
-            self._lose_tracker()
+        if self.tracking.owns(connection):
+            self.tracking.lost(connection)
             return
         for link in list(self.links.values()):
             if link.connection is connection:
@@ -434,8 +432,9 @@ class Agent(Actor):
         sender = connection.other(self)
         if isinstance(item, Hello):
             self._greeted(connection, item)
-        elif connection is self.tracker:
-            self._scheduler_said(item)
+        elif self.tracking.owns(connection):
+            assert isinstance(item, wire.Message)
+            self.tracking.arrived(connection, item)
         elif isinstance(sender, Agent) and (link := self.links.get(sender.peer_id)) and link.connection is connection:
             try:
                 self._peer_said(link, item)
@@ -451,11 +450,8 @@ class Agent(Actor):
                 connection.close(self)
             else:
                 self.admit(connection, hello.sender)
-        elif connection is self.tracker:
-            self.tracked = True
-            self.feed(ev.SchedulerConnected())
-            if self.tracked:
-                connection.post(self, wire.Stored(sorted(self.whole)))
+        elif self.tracking.owns(connection):
+            self.tracking.greeted(connection)
 
     def _peer_said(self, link: Link, item: object) -> None:
         peer = link.peer.peer_id
@@ -540,47 +536,3 @@ class Agent(Actor):
             if self.links.get(peer.peer_id) is link:
                 self.feed(ev.ChunkSent(peer=peer.peer_id, number=job.number))
         link.sending = False
-
-    # ------------------------------------------------------------- scheduler
-
-    def track(self) -> None:
-        """Stay connected to one of the schedulers, in turn, from now on."""
-        self.spawn(self._track())
-
-    def _track(self) -> Iterator[float]:
-        turn, pause_s = 0, TRACKER_PAUSE_S[0]
-        while True:
-            scheduler = self.world.schedulers[turn % len(self.world.schedulers)]
-            turn += 1
-            yield self.rng.uniform(0.002, 0.02)
-            began = self.network.now
-            if scheduler.alive and not scheduler.frozen and not self.network.cut(self.name, scheduler.name):
-                self.tracker = connection = Connection(self.network, self, scheduler)
-                scheduler.admit(connection, self)
-                while self.tracker is connection:
-                    yield TRACKER_PAUSE_S[0]
-            elif scheduler.frozen or self.network.cut(self.name, scheduler.name):
-                yield HELLO_S
-            long = self.network.now - began > TRACKER_PAUSE_S[1]
-            pause_s = TRACKER_PAUSE_S[0] if long else min(2 * pause_s, TRACKER_PAUSE_S[1])
-            yield pause_s * self.rng.uniform(0.5, 1.5)
-
-    def _lose_tracker(self) -> None:
-        self.tracker = None
-        if self.tracked:
-            self.tracked = False
-            self.feed(ev.SchedulerLost())
-
-    def _scheduler_said(self, item: object) -> None:
-        assert isinstance(item, wire.Message)
-        if isinstance(item, wire.Neighbours):
-            for address in item.peers:
-                self.meet(address.peer_id)
-            return
-        try:
-            self.feed(ev.SchedulerSaid(message=item))
-        except RemoteProtocolError as error:
-            assert self.tracker is not None
-            self.world.watch.broke_protocol(self, self.tracker.other(self), error)
-            self.tracker.close(self)
-            self._lose_tracker()

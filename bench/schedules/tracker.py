@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from bench.schedules.agent import Agent, Hello
 from bench.schedules.network import Actor, Connection
 from p2pdist.core import wire
+from p2pdist.core.types import PeerId
 from p2pdist.errors import RemoteProtocolError
 from scheduler.swarm import PUSH_S, SchedulerState
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bench.schedules.world import World
-    from p2pdist.core.types import PeerId
 
 PORT = 5051
 
@@ -31,7 +31,8 @@ class Scheduler(Actor):
     def start(self) -> None:
         self.alive = True
         rng = self.network.rng(f"{self.name}/{self.life}")
-        self.state = SchedulerState(rng, started=self.network.now)
+        own_id = PeerId(f"{self.network.rng(f'{self.name}/{self.life}/id').getrandbits(128):032x}")
+        self.state = SchedulerState(rng, started=self.network.now, own_id=own_id)
         self.connections: dict[PeerId, Connection] = {}
         self.spawn(self._ticks())
 

@@ -109,7 +109,7 @@ class World(Network):
     def enlist(self, agent: Agent) -> None:
         """Let an agent find its schedulers, or all other agents where there is none."""
         if self.schedulers:
-            agent.track()
+            agent.tracking.begin()
             return
         for other in self.agents.values():
             if other is not agent:

@@ -33,6 +33,7 @@ from p2pdist.core.wire import (
     Message,
     Missing,
     Present,
+    Refuted,
     Renew,
     Resolve,
     Resolved,
@@ -287,7 +288,7 @@ class Roster:
             case Missing():
                 swarm = self._swarms.get(message.blob)
                 return () if swarm is None else (swarm.home.address,)
-            case Done() | Failed() | Renew():
+            case Done() | Failed() | Renew() | Refuted():
                 swarm = self._swarms.get(message.blob)
                 return () if swarm is None else (swarm.home.address, *swarm.leaving)
             case Resolve():

@@ -34,6 +34,7 @@ from p2pdist.core.wire import (
     Message,
     Missing,
     Present,
+    Refuted,
     Renew,
     Resolve,
     Resolved,
@@ -230,7 +231,7 @@ def test_a_swarm_that_comes_back_is_joined_on_both_for_a_while() -> None:
     ripe_at = script.now + RIPE_S
     assert Rejoin(blob) in script.at(ripe_at)
     assert script.joined(blob) == [(B,)]
-    for message in (Done(blob, 100, 0, checksum(0)), Renew(blob, 0), Failed(blob, 0, 0)):
+    for message in (Done(blob, 100, 0, checksum(0)), Renew(blob, 0), Failed(blob, 0, 0), Refuted(blob, 0, checksum(1))):
         assert list(script.roster.route(message)) == [B, A]
     assert list(script.roster.route(Missing(blob, b""))) == [B]
     assert not any(_is(order, Leave) for order in script.at(ripe_at + HANDOVER_S - 0.1))
