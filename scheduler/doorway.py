@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from p2pdist.core.identity import RENEW_AT, Name, admit
+from p2pdist.core.identity import RENEW_AT, Name, admit, another_name
 from p2pdist.errors import ConfigError, IdentityRefused, InvalidInput, P2PDistError, RemoteProtocolError
 from p2pdist.identity import certificates, credentials
 from p2pdist.identity.authority import Authority, enrol
@@ -132,6 +132,13 @@ class Doorway:
             self._entering -= 1
             if not kept:
                 sock.close()
+
+    def compare(self, channel: TlsChannel, says: PeerId) -> None:
+        """Return if an agent is who it says it is, else raise IdentityRefused."""
+        if channel.holder is not None and says != channel.holder.name.peer_id:
+            error = another_name(says, channel.holder.name)
+            self.refusals.note("agents", channel.sock.getpeername()[0], error)
+            raise error
 
     async def _enrol(self, stream: TlsStream, source: str) -> None:
         with trio.fail_after(ENROL_S):

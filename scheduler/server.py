@@ -264,7 +264,7 @@ class SchedulerServer:
         try:
             secured = await self.doorway.enter(stream)
         except (P2PDistError, OSError, trio.TooSlowError) as error:
-            log.debug("connection refused", why=str(error) or "it said nothing for too long")
+            log.debug("nobody came in", why=str(error) or "it said nothing for too long")
             return
         if secured is not None:
             await self._serve_agent(AgentConnection(secured))
@@ -290,9 +290,8 @@ class SchedulerServer:
     async def _converse(self, connection: AgentConnection) -> None:
         stream, decoder = connection.stream, Decoder()
         hello, early = await self._greet(stream, decoder)
-        holder = stream.channel.holder if isinstance(stream, TlsStream) else None
-        if holder is not None and hello.peer_id != holder.name.peer_id:
-            raise RemoteProtocolError(f"it says that it is {hello.peer_id}, and its certificate is {holder.name}")
+        if isinstance(stream, TlsStream):
+            self.doorway.compare(stream.channel, hello.peer_id)
         self._admit(connection, hello)
         self._take_in(connection, early)
         async with trio.open_nursery() as nursery:

@@ -111,6 +111,12 @@ def admit(other: Name, *, cluster: str, role: Role, revoked: frozenset[str], exp
         )
 
 
+def another_name(says: PeerId, shown: Name) -> IdentityRefused:
+    """Return the refusal of somebody whose words and certificate differ."""
+    why = f"it says that it is {says}, and its certificate is {shown}"
+    return IdentityRefused("other-name", why, "give each node a certificate of its own")
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """A join token: the cluster, a secret that a scheduler knows by its hash, and the hash of the CA's key."""

@@ -30,7 +30,7 @@ PublicKey = ec.EllipticCurvePublicKey
 
 AUTHORITY_DAYS = 3650
 SKEW_S = 300.0
-"""A certificate is valid from so long ago: other clocks may be behind."""
+"""A certificate is valid from so long ago, or a tenth of its life: other clocks may be behind."""
 _CURVE = ec.SECP256R1
 _MALFORMED = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension)
 
@@ -149,7 +149,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(_moment(now - SKEW_S))
+        .not_valid_before(_moment(now - min(SKEW_S, lifetime_s / 10)))
         .not_valid_after(_moment(now + lifetime_s))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )

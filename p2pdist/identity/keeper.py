@@ -209,7 +209,7 @@ class JoinedKeeper:
     async def run(self) -> None:
         while True:
             credential = self.identity.credential
-            at = renewal_time(credential.not_before, credential.not_after, self._rng)
+            at = max(renewal_time(credential.not_before, credential.not_after, self._rng), time.time() + 1)
             while (wait_s := at - time.time()) > 0:  # noqa: ASYNC110 - the wall clock gives no event
                 await trio.sleep(min(wait_s, LOOK_S))
             while not await self._renew(credential):

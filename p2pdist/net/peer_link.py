@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from p2pdist.core.identity import another_name
 from p2pdist.core.runs import Rate
 from p2pdist.core.verify import checksum_of
 from p2pdist.core.wire import SPAN_BYTES, VERSION, ChunkSpan, Decoder, Hello, Message, Refuse, encode, span_header
@@ -229,11 +230,7 @@ async def greet(channel: Channel, own: Hello, decoder: Decoder) -> tuple[Hello, 
     if hello.cluster != own.cluster:
         raise RemoteProtocolError(f"the peer belongs to cluster {hello.cluster!r}, this agent to {own.cluster!r}")
     if channel.holder is not None and hello.peer_id != channel.holder.name.peer_id:
-        raise IdentityRefused(
-            "other-name",
-            f"it says that it is {hello.peer_id}, and its certificate is {channel.holder.name}",
-            "give each node a certificate of its own",
-        )
+        raise another_name(hello.peer_id, channel.holder.name)
     return hello, items[1:]
 
 
