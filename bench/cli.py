@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from functools import partial
@@ -252,10 +253,11 @@ def scheduler(json_file: Path | None, runs: int, image_mib: int, **shape: float)
 @click.option("--poisson-s", type=click.FloatRange(0.001), help="Mean gap between starts, s.  [default: --jitter-s]")
 @click.option("--tick-s", type=click.FloatRange(0.01, 1), help="Between looks at an agent's timers.  [default: 0.1]")
 @click.option("--like-lab", is_flag=True, help="Start from what `rollout --workload W1` measures.")
+@click.option("--compile", "compiles", is_flag=True, help="Compile the core first: half the time, the same figures.")
 @click.option("--runs", "--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Of one seed each.")
 @click.option("--seed", type=int, help="Of the first run; then one more for each.  [default: 1]")
 @click.option("--json", "json_file", type=_FILE, help="Write one JSON object per run and line.")
-def simulate(runs: int, like_lab: bool, json_file: Path | None, **sizes: Any) -> None:  # noqa: ANN401  # fields of Plan
+def simulate(runs: int, like_lab: bool, compiles: bool, json_file: Path | None, **sizes: Any) -> None:  # noqa: ANN401
     """Simulate a rollout to thousands of nodes: the agents' and the scheduler's own decisions on virtual time.
 
     Links are shared fairly, and CPU costs nothing. The bound is the image over a node's own link, or what the
@@ -264,9 +266,26 @@ def simulate(runs: int, like_lab: bool, json_file: Path | None, **sizes: Any) ->
     from bench.simulator.plan import LIKE_LAB, Plan
     from bench.simulator.run import simulate
 
+    if compiles:
+        _run_compiled()
     changes = {name: value for name, value in sizes.items() if value is not None}
     plan = replace(LIKE_LAB if like_lab else Plan(), **changes)
     sys.exit(0 if simulate(plan, runs, json_file, _console()) else 1)
+
+
+def _run_compiled() -> None:
+    """Become the same command, compiled; return where that cannot be."""
+    from bench.simulator.compiled import CannotCompile, command, compiled_tree, default_cache
+
+    click.echo("compiling, if that is not done yet: about a minute", err=True)
+    try:
+        arguments, environment = command(
+            compiled_tree(default_cache()), [word for word in sys.argv[1:] if word != "--compile"]
+        )
+    except CannotCompile as error:
+        click.echo(f"not compiled: {error}; goes on without, at half the speed", err=True)
+        return
+    os.execve(arguments[0], arguments, environment)
 
 
 @bench.command()

@@ -60,7 +60,8 @@ class Link:
 
     def when(self, tag: float, now: float) -> float:
         """Return when the clock shows `tag` if nobody else enters; `now` where it has shown it already."""
-        self._advance(now)
+        if self._at != now:
+            self._advance(now)
         clock, left = self._clock, len(self._tags)
         if tag <= clock + _EPSILON_BYTES:
             return now
@@ -76,20 +77,24 @@ class Link:
 class Transfer:
     """Some bytes on their way over links; dead once it has ended or was called off."""
 
-    __slots__ = ("dead", "links", "tags")
+    __slots__ = ("_passed", "dead", "links", "tags")
 
     def __init__(self, links: tuple[Link, ...], size: float, now: float) -> None:
         self.links = links
         self.tags = [link.enter(size, now) for link in links]
         self.dead = False
+        self._passed = 0
+        """So many links, from the first on, have given it all its bytes: they are not asked again."""
 
     def when(self, short: float, now: float) -> float:
         """Return when all but `short` bytes have passed every link, at the earliest."""
-        latest = now
-        for link, tag in zip(self.links, self.tags, strict=True):
-            at = link.when(tag - short, now)
+        links, tags, latest = self.links, self.tags, now
+        for nth in range(self._passed, len(tags)):
+            at = links[nth].when(tags[nth] - short, now)
             if at > latest:
                 latest = at
+            elif at == now and not short and nth == self._passed:
+                self._passed += 1
         return latest
 
     def call_off(self, now: float) -> float:

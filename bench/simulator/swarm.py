@@ -42,6 +42,8 @@ MEET_S = 3.0
 """Without a scheduler agents run so long before the first start: they know each other and have settled."""
 MAX_PEERS_PER_DEGREE = 4
 """Connections that an agent takes, times its degree (agent.py)."""
+ORIGIN_SPREAD = 0.5
+"""The registry's first byte takes so much less or more than it does in the mean."""
 LOOK_EVERY = 4096
 """Events between two calls of `watch`."""
 
@@ -66,7 +68,6 @@ class Node:
         """Chunks by receiver: the first is under way, the others wait behind it on the same connection."""
         self.fetches: set[Transfer] = set()
         self.queue: deque[ev.Event] = deque()
-        self.draining = False
         self.written: Digest | None = None
         """A layer of which something was written that its reader has not seen."""
         self.unread: deque[Digest] = deque()
@@ -181,16 +182,13 @@ class Swarm:
         heapq.heappush(self._calendar, (due, self._entries, action, argument))
 
     def _feed(self, node: Node, event: ev.Event) -> None:
-        """Let a machine deal with an event, and carry out what it says."""
-        queue, do = node.queue, self._do
-        queue.append(event)
-        if node.draining:
-            return
-        node.draining = True
+        """Let a machine deal with an event, and carry out what it says; that may queue more, but feeds nothing."""
+        queue, do, handle, now = node.queue, self._do, node.machine.handle, self.now
+        for command in handle(event, now):
+            do[type(command)](node, command)
         while queue:
-            for command in node.machine.handle(queue.popleft(), self.now):
+            for command in handle(queue.popleft(), now):
                 do[type(command)](node, command)
-        node.draining = False
         if node.written is not None:
             layer, node.written = node.written, None
             self._read_on(node, layer)
@@ -429,7 +427,10 @@ class Swarm:
     # ---------------------------------------------------------------- origin
 
     def _fetch(self, node: Node, command: ev.FetchOrigin) -> None:
-        self._at(self.now + 2 * self._latency_s + self.plan.origin_s, self._begin_fetch, (node, command))
+        # No registry takes the same time twice. Were it so, fetches that begin together would end together, on and on,
+        # and leave its link idle until the next ones have been leased.
+        answer_s = self.plan.origin_s * self.rng.uniform(1 - ORIGIN_SPREAD, 1 + ORIGIN_SPREAD)
+        self._at(self.now + 2 * self._latency_s + answer_s, self._begin_fetch, (node, command))
 
     def _begin_fetch(self, argument: tuple[Node, ev.FetchOrigin]) -> None:
         node, command = argument

@@ -18,7 +18,7 @@ from p2pdist.core.peerbook import MAX_SHARED_BLOBS
 from p2pdist.core.progress import MAX_WHOLE_BYTES, read_share
 from p2pdist.core.reputation import Offence
 from p2pdist.core.verify import Basis
-from p2pdist.core.wire import Refuted, unpack_checksums, unpack_indices
+from p2pdist.core.wire import Refuted, check_checksums, unpack_checksums, unpack_indices
 from p2pdist.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
@@ -98,12 +98,14 @@ class Hearing:
         if progress is None or progress.chunks is None or message.blob not in peer.shared:
             return
         indices = unpack_indices(message.indices, progress.count)
-        checksums = unpack_checksums(message.checksums, len(indices))
+        check_checksums(message.checksums, len(indices))
         known, new = peer.shared[message.blob], chunk_set(indices)
         peer.shared[message.blob] = known | new
         if progress.wanted:
             self._holds(progress, new & ~known)
-            self._heard(progress, peer, zip(indices, checksums, strict=True))
+            if not progress.vouchers.agree(indices, message.checksums):
+                checksums = unpack_checksums(message.checksums, len(indices))
+                self._heard(progress, peer, zip(indices, checksums, strict=True))
         if known | new == progress.full:
             peer.wants.pop(message.blob, None)
 

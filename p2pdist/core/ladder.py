@@ -70,7 +70,8 @@ class Ladder:
         if progress.final or progress.retry_at > state.now:
             return
         self._arbitrate(progress)
-        old = [index for index, since in progress.orphans.items() if state.now - since > self._patience_s()]
+        since = state.now - self._patience_s()
+        old = [index for index, orphan_since in progress.orphans.items() if orphan_since < since]
         for index in old[: max(0, LEASES - self._leasing.fetching())]:
             self._leasing.fetch(progress, [index])
         if free and self._alone():

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from p2pdist.core.chunkmap import MIN_CHUNK_BYTES, ChunkMap, chunk_set, from_bytes, members, to_bytes
 from p2pdist.core.select import window_set
-from p2pdist.core.verify import Vouchers
-from p2pdist.core.wire import Join, Share, unpack_checksums
+from p2pdist.core.verify import CHECKSUM_BYTES, Vouchers
+from p2pdist.core.wire import INDEX_BYTES, Have, Join, Share, pack_indices, unpack_checksums
 from p2pdist.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ class Progress:
         self.offered = 0
         self.inflight = 0
         self.log: list[int] = []
+        self.packed_indices = bytearray()
+        self.packed_checksums = bytearray()
+        """What a Have says of the chunks in `log`, packed: each is told to many."""
         self.vouchers = Vouchers()
         self.own: dict[int, Checksum] = {}
         """Checksums of the chunks that are here."""
@@ -126,7 +129,10 @@ class Progress:
         gone = chunk_set(indices)
         self.have &= ~gone
         self.offered &= ~gone
-        self.log = [index for index in self.log if not gone >> index & 1]
+        kept = [index for index in self.log if not gone >> index & 1]
+        self.log, self.packed_indices, self.packed_checksums = [], bytearray(), bytearray()
+        for index in kept:
+            self._log(index)
         for index in members(gone):
             self.own.pop(index, None)
             self.senders.pop(index, None)
@@ -137,8 +143,18 @@ class Progress:
         if self.offered & bit or not self.have & bit or self.vouchers.settled.get(index) != self.own[index]:
             return False
         self.offered |= bit
-        self.log.append(index)
+        self._log(index)
         return True
+
+    def _log(self, index: int) -> None:
+        self.log.append(index)
+        self.packed_indices += pack_indices((index,))
+        self.packed_checksums += self.own[index]
+
+    def have_since(self, cursor: int) -> Have:
+        """Return what to tell a peer that knows the log up to here, which is not all of it."""
+        indices = bytes(self.packed_indices[INDEX_BYTES * cursor :])
+        return Have(self.blob, indices, bytes(self.packed_checksums[CHECKSUM_BYTES * cursor :]))
 
     def ask(self, index: int, source: PeerId | None, now: float) -> None:
         self.inflight |= 1 << index
@@ -162,8 +178,11 @@ class Progress:
     def add_holder(self, bits: int) -> None:
         self.spread |= self.held & bits
         self.held |= bits
-        for index in members(bits):
-            self.holders[index] += 1
+        holders = self.holders
+        while bits:  # as `members` does: a generator costs more than its work here
+            low = bits & -bits
+            holders[low.bit_length() - 1] += 1
+            bits ^= low
 
     def drop_holder(self, bits: int, others: Iterable[int]) -> None:
         for index in members(bits):

@@ -440,8 +440,10 @@ class PullMachine:
         for peer in list(self.book.peers.values()):
             if received is not None and peer.peer_id in received:
                 peer.moved(received[peer.peer_id], self.state.now)
-            self._giving.expire(peer)
-            self._taking.expire(peer, seen=received is not None)
+            if peer.uploads:
+                self._giving.expire(peer)
+            if peer.downloads:
+                self._taking.expire(peer, seen=received is not None)
             offence = self._taking.offence(peer, seen=received is not None) or self._giving.offence(peer)
             if offence is not None:
                 self._membership.offended(peer.peer_id, *offence)

@@ -81,10 +81,12 @@ class Giving:
         pool = [
             peer
             for peer in state.book.peers.values()
-            if len(peer.uploads) < PER_PEER
-            and not (peer.passed_until > now and (peer.full or peer.idle_at == gains))
+            if (peer.passed_until <= now or not (peer.full or peer.idle_at == gains))
+            and len(peer.uploads) < PER_PEER
             and not peer.clogged
         ]
+        if not pool:
+            return None
         hungry = [peer for peer in pool if peer.hungry_until > now]
         return (choose(hungry, self._lacks, rng) if hungry else None) or choose(pool, self._lacks, rng)
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from p2pdist.core.events import Send
 from p2pdist.core.peerbook import PeerBook
-from p2pdist.core.wire import Have, pack_indices
 
 if TYPE_CHECKING:
     from random import Random
@@ -109,11 +108,9 @@ class SwarmState:
         peer.told_at = self.gains
         for blob, cursor in peer.cursors.items():
             progress = self.blobs[blob]
-            fresh = progress.log[cursor:]
-            if not fresh:
-                continue
-            peer.cursors[blob] = len(progress.log)
-            self.send(peer, Have(blob, pack_indices(fresh), b"".join(progress.own[index] for index in fresh)))
+            if len(progress.log) > cursor:
+                peer.cursors[blob] = len(progress.log)
+                self.send(peer, progress.have_since(cursor))
 
     def offer(self, progress: Progress, index: int) -> None:
         """Let a chunk be given away, if it is here and vouched for."""

@@ -81,6 +81,14 @@ class Vouchers:
         self._basis[index] = basis, by
         return [(peer, word) for peer, word in claims.items() if word != checksum]
 
+    def agree(self, indices: list[int], checksums: bytes) -> bool:
+        """Return whether all these chunks are settled and their checksums, packed, say the same: mostly they do."""
+        settled = self.settled
+        try:
+            return b"".join([settled[index] for index in indices]) == checksums
+        except KeyError:
+            return False
+
     def basis(self, index: int) -> tuple[Basis | None, tuple[PeerId, ...]]:
         """Return what the chunk's settled checksum rests on; None where it is not settled."""
         return self._basis.get(index, (None, ()))

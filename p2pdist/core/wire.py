@@ -598,6 +598,9 @@ class Decoder:
         return take
 
 
+INDEX_BYTES = 4
+
+
 def pack_indices(indices: Sequence[int]) -> bytes:
     """Return chunk indices as 4-byte little-endian numbers."""
     return struct.pack(f"<{len(indices)}I", *indices)
@@ -617,8 +620,13 @@ def unpack_indices(data: bytes, count: int) -> list[int]:
     return indices
 
 
-def unpack_checksums(data: bytes, count: int) -> list[Checksum]:
-    """Return `count` checksums; raises RemoteProtocolError on another length."""
+def check_checksums(data: bytes, count: int) -> None:
+    """Raise RemoteProtocolError where these are not so many checksums."""
     if len(data) != count * CHECKSUM_BYTES:
         raise RemoteProtocolError(f"{len(data)} bytes of checksums for {count} chunks")
+
+
+def unpack_checksums(data: bytes, count: int) -> list[Checksum]:
+    """Return `count` checksums; raises RemoteProtocolError on another length."""
+    check_checksums(data, count)
     return [Checksum(data[at : at + CHECKSUM_BYTES]) for at in range(0, len(data), CHECKSUM_BYTES)]

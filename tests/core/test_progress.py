@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from p2pdist.core.chunkmap import ChunkMap, chunk_set, members
 from p2pdist.core.progress import Progress, read_share
-from p2pdist.core.wire import Share
+from p2pdist.core.wire import Have, Share, pack_indices
 from p2pdist.errors import RemoteProtocolError
 from tests.strategies import CHUNK, checksum, digest, peer
 
@@ -123,3 +123,14 @@ def test_a_share_whose_parts_do_not_fit_is_the_peers_fault(have: bytes, checksum
     share = Share(digest(1), 4 * CHUNK, have, checksums, True, "", False)
     with pytest.raises(RemoteProtocolError):
         read_share(share, ChunkMap.of(4 * CHUNK))
+
+
+def test_a_have_tells_what_was_offered_since_also_after_wrong_chunks_went() -> None:
+    progress = progress_of()
+    for index in (2, 0, 3):
+        progress.vouchers.settle(index, checksum(index))
+        progress.gain(index, checksum(index))
+        progress.offer(index)
+    assert progress.have_since(1) == Have(digest(1), pack_indices([0, 3]), checksum(0) + checksum(3))
+    progress.lose([0])
+    assert progress.have_since(0) == Have(digest(1), pack_indices([2, 3]), checksum(2) + checksum(3))
