@@ -28,7 +28,7 @@ _PACKAGES = {"p2pdist": p2pdist, "scheduler": scheduler, "bench": bench}
 _MODULES = {
     # Without wire.py, which reads its own annotations: mypyc does not keep them as they are written.
     "p2pdist/core": "events chunkmap state peerbook progress select serve take lease ladder hearing membership pull"
-    " verify runs racks rate reputation",
+    " verify runs racks rate reputation swap schedulers",
     "scheduler": "swarm ledger handout pace checksums tags",
     "bench/simulator": "links swarm sizes plan",
 }

@@ -109,3 +109,12 @@ def test_claims_settle_only_what_two_different_peers_said_alike(claims: list[tup
         if enough:
             others = vouchers.settle(index, word, Basis.WITNESSES, vouchers.witnesses(index, word))
             assert all(last[index, peer] == said != word for peer, said in others)
+
+
+def test_words_agree_where_all_of_them_are_settled_and_the_same() -> None:
+    vouchers = Vouchers()
+    vouchers.settle(0, RIGHT)
+    vouchers.settle(3, WRONG)
+    assert vouchers.agree([3, 0], WRONG + RIGHT)
+    assert not vouchers.agree([0, 3], WRONG + RIGHT)
+    assert not vouchers.agree([0, 1], RIGHT + RIGHT)
