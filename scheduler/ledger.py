@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from p2pdist.core.types import Checksum, Digest, PeerId
     from p2pdist.core.wire import PeerAddress
 
+UNTRIED_LEASES = 1
+"""For an agent that has brought no chunk yet: the first to join would get all there are, and keep them if it stalls."""
+LAPSE_GROWTH, LAPSES_MAX = 4, 4
+"""An agent whose lease lapsed gets none for a pause, and four times as long after each further one, up to so many,
+until it brings a chunk: one that stalls holds up a chunk each time."""
+
 
 @dataclass(slots=True)
 class Member:
@@ -33,6 +39,14 @@ class Member:
     """Chunks."""
     run_bytes: int = 0
     """What it would fetch in one request, as it said last."""
+    tried: bool = False
+    """It has brought a chunk."""
+    lapses: int = 0
+    """Times that it let leases lapse since it brought a chunk."""
+
+    def worth(self, share: int) -> int:
+        """Return how many leases it may hold of a share that is its own."""
+        return share if self.tried else min(share, UNTRIED_LEASES)
 
 
 @dataclass(slots=True)
@@ -81,6 +95,13 @@ class Swarm:
         self.done_by[index] = peer
         self.missing.pop(index, None)
         self.fresh.append(index)
+
+    def distrust(self, member: Member, now: float, pause_s: float) -> None:
+        """Give no lease for a while to a member that let one lapse, and longer each time."""
+        peer = member.address.peer_id
+        if self.refused.get(peer, 0.0) <= now:
+            self.refused[peer] = now + pause_s * LAPSE_GROWTH ** min(member.lapses, LAPSES_MAX)
+            member.lapses += 1
 
 
 @dataclass(slots=True)

@@ -64,8 +64,8 @@ if TYPE_CHECKING:
 
 ALONE = PeerId("0" * 32)
 """The id of a scheduler that has no others beside it."""
-LEASE_S = 15.0
-"""Without a Renew a lease lapses; its holder renews every 5 s while bytes come."""
+LEASE_S = 6.0
+"""Without a Renew a lease lapses; its holder renews every 2 s while its fetch runs."""
 PUSH_S = 0.1
 """Between two ticks: checksums wait so long for company, and longer where there are thousands to tell. Until told, only
 a chunk's first holder may pass it on."""
@@ -217,7 +217,7 @@ class SchedulerState:
                 peer, deadline = swarm.leases[index]
                 if deadline <= now:
                     self.leases_lapsed += 1
-                    swarm.refused[peer] = now + FAILED_PAUSE_S
+                    swarm.distrust(self.members[peer], now, FAILED_PAUSE_S)
                     self._end_lease(swarm, index, peer)
             if registry.idle and registry.paused_until <= now:
                 del self._registries[name]
@@ -508,7 +508,9 @@ class SchedulerState:
         free = [
             peer
             for peer in drawn
-            if self.members[peer].leases < most and swarm.refused.get(peer, 0.0) <= now and peer not in self.reports.out
+            if self.members[peer].leases < self.members[peer].worth(most)
+            and swarm.refused.get(peer, 0.0) <= now
+            and peer not in self.reports.out
         ]
         if not free:
             return None
@@ -540,7 +542,8 @@ class SchedulerState:
         if not swarm.full >> message.index & 1:
             raise RemoteProtocolError(f"chunk {message.index} of a blob of {message.size_bytes} bytes")
         checksum = unpack_checksums(message.checksum, 1)[0]
-        self.members[peer].run_bytes = message.run_bytes
+        member = self.members[peer]
+        member.run_bytes, member.lapses, member.tried = message.run_bytes, 0, True
         self._measure(swarm, message.index, peer, now)
         held = self._end_lease(swarm, message.index, peer)
         # Without the lease (it lapsed, or an earlier scheduler gave it) the word counts only where no other has it.

@@ -82,13 +82,16 @@ def address(number: int, site: str = "", port: int = 5051) -> PeerAddress:
 
 
 class Script:
-    """A scheduler and its clock, past the time after its start."""
+    """A scheduler and its clock, past the time after its start; `tried` agents have brought chunks before."""
 
-    def __init__(self, *agents: int, degree: int = 20, seed: int = 0, started: float = -10.0) -> None:
+    def __init__(
+        self, *agents: int, degree: int = 20, seed: int = 0, started: float = -10.0, tried: bool = True
+    ) -> None:
         self.state = SchedulerState(Random(seed), degree=degree, started=started)
         self.now = 0.0
         for number in agents:
             self.state.connected(address(number))
+            self.state.members[peer(number)].tried = tried
 
     def says(self, number: int, *said: Message) -> list[tuple[int, Message]]:
         out = [entry for message in said for entry in self.state.said(peer(number), message, self.now)]
@@ -282,11 +285,10 @@ def test_what_of_a_run_fails_is_leased_again() -> None:
 
 
 def test_each_registry_has_its_own_leases() -> None:
-    script = Script(1)
+    script = Script(1, 2)
     assert len(leases(script.says(1, joining()))) == LEASES
     assert len(leases(script.says(1, joining(blob=digest(2))))) == 0
     # One member alone does not get more than four in all.
-    script.state.connected(address(2))
     assert len(leases(script.says(2, joining(blob=digest(3), registry="other")))) == LEASES
 
 
@@ -316,6 +318,25 @@ def test_a_late_lease_of_the_only_member_comes_back_to_it_after_a_pause() -> Non
     script.says(1, joining(chunks=1))
     assert leases(script.tick(LEASE_S)) == []
     assert leases(script.tick(LEASE_S + FAILED_PAUSE_S)) == [(1, 0)]
+
+
+def test_an_agent_that_has_brought_no_chunk_yet_gets_one_lease_and_then_its_share() -> None:
+    script = Script(1, tried=False)
+    assert leases(script.says(1, joining())) == [(1, 0)]
+    assert leases(script.says(1, done(0))) == [(1, index) for index in range(1, LEASES + 1)]
+
+
+def test_who_lets_leases_lapse_waits_four_times_as_long_each_time_until_it_brings_a_chunk() -> None:
+    script = Script(1)
+    script.says(1, joining(chunks=2))
+    for pause_s in (FAILED_PAUSE_S, 4 * FAILED_PAUSE_S, 16 * FAILED_PAUSE_S):
+        assert leases(script.tick(script.now + LEASE_S)) == []
+        lapsed = script.now
+        assert leases(script.tick(lapsed + pause_s - 0.1)) == []
+        assert leases(script.tick(lapsed + pause_s)) == [(1, 0), (1, 1)]
+    script.says(1, done(0, chunks=2))
+    assert leases(script.tick(script.now + LEASE_S)) == []
+    assert leases(script.tick(script.now + FAILED_PAUSE_S)) == [(1, 1)]
 
 
 def test_a_renewed_lease_goes_on() -> None:
@@ -440,10 +461,10 @@ def test_what_pushes_may_cost_is_shared_by_all_swarms_and_those_that_wait_longes
         script.state.swarms[B].members.add(peer(number))
     script.says(1, done(0))
     script.says(2, done(0, blob=other))
-    assert len(script.tick(10.0)) == crowd
+    assert len(script.tick(5.0)) == crowd
     script.says(1, done(1))
-    assert script.tick(10.0 + PUSH_S) == []
-    told = script.tick(10.0 + 3 * PUSH_S)
+    assert script.tick(5.0 + PUSH_S) == []
+    told = script.tick(5.0 + 3 * PUSH_S)
     assert told[0] == (2, Checksums(other, 100 * CHUNK, pack_indices([0]), checksum(0)))
     assert len(told) == 1 + crowd
 
