@@ -232,7 +232,8 @@ class Watch:
         for peer in swarm.members:
             refused = swarm.refused.get(peer, 0.0) > self.world.now
             out = peer in scheduler.state.reports.out
-            if scheduler.state.members[peer].leases < most and not refused and not out:
+            member = scheduler.state.members[peer]
+            if member.leases < member.worth(most) and not refused and not out:
                 self._fail("lease", f"chunks {swarm.pending:b} of {_short(swarm.blob)} are free, and leased to nobody")
 
     # ------------------------------------------------------------------- end

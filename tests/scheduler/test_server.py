@@ -106,9 +106,10 @@ class Line:
         return agent
 
     async def agent(self, number: int, **hello: str | int) -> FakeAgent:
-        """Return an agent that has been let in."""
+        """Return an agent that has been let in, and counts as one that has brought chunks before."""
         agent = await self.dial(encode(hello_of(number, **hello)))  # type: ignore[arg-type]
         await agent.expect(Hello)
+        self.server.state.members[PeerId(f"{number:032x}")].tried = True
         return agent
 
 
