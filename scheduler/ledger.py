@@ -74,7 +74,7 @@ class Swarm:
     closed: bool = False
     """Whether only what is urgent is leased: another scheduler leads, or it is not known yet what members have."""
     urgent: int = 0
-    """Chunks of a closed swarm that members have missed for long."""
+    """Chunks that members have missed, or doubted, for long: leased before the others, of a closed swarm alone."""
 
     @property
     def full(self) -> int:

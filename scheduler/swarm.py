@@ -479,7 +479,7 @@ class SchedulerState:
     def _run(self, swarm: Swarm, peer: PeerId) -> range:
         """Return the next chunks to lease to a member: no more than its share of what is left to lease."""
         pending = swarm.pending
-        first = lowest(pending)
+        first = lowest(pending & swarm.urgent or pending)
         if swarm.chunks is None:
             return range(first, first + 1)
         share_bytes = -(-pending.bit_count() // len(swarm.members)) * swarm.chunks.chunk_bytes
@@ -583,8 +583,7 @@ class SchedulerState:
             if index in swarm.leases:
                 continue
             if not swarm.done_bits >> index & 1:
-                if swarm.closed and swarm.full >> index & 1:
-                    swarm.urgent |= 1 << index
+                swarm.urgent |= swarm.full & 1 << index
                 continue
             holder = swarm.done_by.get(index, peer)
             gone = holder == peer or holder not in self.members or holder in self.reports.out

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 MISSING_S = 2.0
 """With a scheduler: chunks that no neighbour has are reported after so long without progress."""
+DOUBT_S = 1.5
+"""With a scheduler: chunks for which nobody but their senders has spoken for so long, at most twice that, are reported
+too. A peer that forges chunks is found out by what somebody fetches from the origin, and in the order of the blob
+that may be at its very end."""
 MISSING_AT_ONCE = 128
 """Chunks in one report: where a blob's only holder goes, all the rest is missing."""
 ORPHAN_S = 4.0
@@ -67,6 +71,7 @@ class Ladder:
         if state.scheduled:
             self._note_orphans(progress, unheld & progress.done)
             self._report(progress, unheld)
+            self._doubt(progress)
         if progress.final or progress.retry_at > state.now:
             return
         self._arbitrate(progress)
@@ -100,7 +105,20 @@ class Ladder:
         if not unheld or now - max(quiet_since, progress.missing_told_at) <= MISSING_S:
             return
         progress.missing_told_at = now
-        first = [index for index, _ in zip(members(unheld), range(MISSING_AT_ONCE), strict=False)]
+        self._tell_missing(progress, unheld)
+
+    def _doubt(self, progress: Progress) -> None:
+        """Tell the scheduler for which chunks only their senders speak, so that these are fetched next."""
+        now, unvouched = self._state.now, progress.have & ~progress.offered
+        # Before it has told of any, chunks may come from one that holds them all: nobody fetches any.
+        if not progress.done or now - progress.doubted_at < DOUBT_S:
+            return
+        if old := unvouched & progress.doubted & ~progress.done:
+            self._tell_missing(progress, old)
+        progress.doubted, progress.doubted_at = unvouched, now
+
+    def _tell_missing(self, progress: Progress, bits: int) -> None:
+        first = [index for index, _ in zip(members(bits), range(MISSING_AT_ONCE), strict=False)]
         self._leasing.tell(Missing(progress.blob, pack_indices(first)))
 
     def _patience_s(self) -> float:

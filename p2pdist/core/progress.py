@@ -81,6 +81,9 @@ class Progress:
         self.since = 0.0
         self.progress_at = 0.0
         self.missing_told_at = 0.0
+        self.doubted = 0
+        """Chunks for which only their senders spoke when that was looked at last."""
+        self.doubted_at = 0.0
 
     def size(self, chunks: ChunkMap) -> None:
         """Learn the blob's cut."""

@@ -7,6 +7,7 @@ import pytest
 
 from p2pdist.core import events as ev
 from p2pdist.core.ladder import (
+    DOUBT_S,
     LARGE,
     LONELY_S,
     MAX_SPREADING_S,
@@ -191,3 +192,25 @@ def test_a_chunk_that_shows_up_at_a_neighbour_is_no_orphan_any_more() -> None:
     script.on(ev.PeerLost(peer=peer(2)))
     script.tick(5.6)
     assert not script.machine.blobs[B].orphans or min(script.machine.blobs[B].orphans.values()) == 5.6
+
+
+def test_chunks_that_only_their_sender_vouches_for_are_reported_until_somebody_else_does() -> None:
+    script = pulling([])
+    script.says(2, have(0, 1))
+    script.ordered(checksums(3))
+    for number, index in ((1, 0), (2, 1)):
+        script.says(2, Grant(number))
+        script.arrives(2, index, grant=number)
+    doubts = [told(script.tick(tick / 10), Missing) for tick in range(1, 46)]
+    assert [Missing(B, pack_indices([0, 1]))] in doubts[: int(20 * DOUBT_S) + 2]
+    script.ordered(checksums(0))
+    assert told(script.tick(4.5 + DOUBT_S), Missing)[0].indices.startswith(pack_indices([1]))
+
+
+def test_nothing_is_doubted_before_anybody_has_fetched_anything() -> None:
+    script = pulling([])
+    script.says(2, have(0))
+    script.says(2, Grant(1))
+    script.arrives(2, 0, grant=1)
+    told_of = [message for tick in range(1, 60) for message in told(script.tick(tick / 10), Missing)]
+    assert all(not message.indices.startswith(pack_indices([0])) for message in told_of)

@@ -320,6 +320,14 @@ def test_a_late_lease_of_the_only_member_comes_back_to_it_after_a_pause() -> Non
     assert leases(script.tick(LEASE_S + FAILED_PAUSE_S)) == [(1, 0)]
 
 
+def test_what_members_doubt_or_miss_is_leased_before_all_else() -> None:
+    script = Script(1, 2)
+    script.says(1, joining(), Missing(B, pack_indices([70, 60, 200, 1])))
+    assert leases(script.says(1, done(0))) == [(1, 60)]
+    assert leases(script.says(1, done(1))) == [(1, 70)]
+    assert leases(script.says(1, done(2))) == [(1, LEASES)]
+
+
 def test_an_agent_that_has_brought_no_chunk_yet_gets_one_lease_and_then_its_share() -> None:
     script = Script(1, tried=False)
     assert leases(script.says(1, joining())) == [(1, 0)]
