@@ -93,6 +93,7 @@ def among_two(*agents: int) -> Script:
     script.state.leading = Leading(ME)
     for number in agents:
         script.state.connected(address(number))
+        script.state.members[peer(number)].tried = True
         script.says(number, View([ME, OTHER]))
     script.tick(10.0)
     return script
