@@ -93,9 +93,14 @@ class Company:
                 continue
             for peer, first in _first_wrong(self._processes[name].log).items():
                 if agent := logs.get(peer):
-                    named = _named(agent.process.log, liar.peer_id_of(name), first)
-                    found.append(Blame(f"{name} ({behaviour})", agent.host.name, named))
+                    named_s = _named_s(agent.process.log, name, first)
+                    found.append(Blame(f"{name} ({behaviour})", agent.host.name, named_s))
         return found
+
+    def unnamed(self, agents: tuple[Agent, ...]) -> list[str]:
+        """Return the corrupting peers that no agent has banned."""
+        names = [name for name, behaviour in self.kinds.items() if behaviour in CORRUPTING]
+        return [name for name in names if not any(_bans(agent.process.log, name) for agent in agents)]
 
 
 async def _is_ready(process: Process) -> bool:
@@ -121,9 +126,14 @@ def _first_wrong(log: Path) -> dict[str, datetime]:
     return first
 
 
-def _named(log: Path, peer: str, since: datetime) -> float | None:
-    """Return how long after `since`, in seconds, an agent's log says that the peer is banned."""
-    for entry in _entries(log):
-        if entry.get("peer") == peer and entry.get("banned_s"):
-            return (datetime.fromisoformat(entry["time"]) - since).total_seconds()
-    return None
+def _bans(log: Path, liar_name: str) -> list[datetime]:
+    """Return when an agent's log says that a liar is banned."""
+    peer = liar.peer_id_of(liar_name)
+    lines = (entry for entry in _entries(log) if entry.get("peer") == peer and entry.get("banned_s"))
+    return [datetime.fromisoformat(entry["time"]) for entry in lines]
+
+
+def _named_s(log: Path, liar_name: str, since: datetime) -> float | None:
+    """Return how long after its first wrong chunk a liar is banned by an agent, in seconds; 0 where it was before."""
+    bans = _bans(log, liar_name)
+    return max(0.0, (bans[0] - since).total_seconds()) if bans else None

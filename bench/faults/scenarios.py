@@ -206,6 +206,7 @@ async def _trial(lab: _Lab, scenario: Scenario, seed: int) -> tuple[Trial, Outco
         outages_s={places[name]: outage_s for name, outage_s in injector.outages_s.items()},
         killed={places[name] for name in injector.killed},
         blames=company.blames(started[0].agents),
+        unnamed=company.unnamed(started[0].agents),
     )
     _record(lab, trial)
     return trial, outcome
@@ -220,6 +221,7 @@ def _record(lab: _Lab, trial: Trial) -> None:
             "outages_s": trial.outages_s,
             "killed_nodes": sorted(trial.killed),
             "blames": [asdict(blame) for blame in trial.blames],
+            "unnamed": list(trial.unnamed),
             "expectations": [asdict(target) for target in judge([trial])],
         }
         add_line(lab.plan.json_file, trial.result.as_json() | more)

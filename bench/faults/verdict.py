@@ -35,6 +35,7 @@ class Trial:
         outages_s: by node's place, for how long it could get nothing.
         killed: places of the nodes whose own agent was killed; what they took does not count.
         blames: one for each corrupting peer and agent that it sent a whole wrong chunk.
+        unnamed: corrupting peers that no agent has banned.
     """
 
     scenario: str
@@ -45,6 +46,7 @@ class Trial:
     outages_s: Mapping[int, float] = field(default_factory=dict)
     killed: Collection[int] = ()
     blames: Sequence[Blame] = ()
+    unnamed: Sequence[str] = ()
 
     @property
     def void(self) -> bool:
@@ -90,9 +92,11 @@ def _judge_lies(trials: Sequence[Trial]) -> list[Target]:
         targets.append(at_most(f"slowest honest node, of the fluid bound{_of(ratios)}", slowest, LIARS_RATIO, "x", 3))
     targets.append(at_most("waste", max(waste_percent(trial.result) for trial in trials), WASTE_PERCENT, "%", 2))
     blames = [blame for trial in trials for blame in trial.blames]
-    targets.append(Target("agents that got wrong chunks", str(len(blames)), "≥ 1", bool(blames)))
+    unnamed = sum(len(trial.unnamed) for trial in trials)
+    targets.append(at_most("corrupting peers that no agent banned", unnamed, 0, ""))
     never = [blame for blame in blames if blame.named_s is None]
-    targets.append(at_most("of these, such as never named who sent them", len(never), 0, ""))
+    what = f"agents that got wrong chunks ({len(blames)}) and never named who sent them"
+    targets.append(at_most(what, len(never), 0, ""))
     if named := [blame.named_s for blame in blames if blame.named_s is not None]:
         targets.append(at_most("named and banned after the first wrong chunk, slowest", max(named), NAMED_S, "s", 2))
     return targets

@@ -62,12 +62,13 @@ def test_waste_is_what_was_fetched_beyond_what_was_lacked() -> None:
     assert missed(lies(result([node(0, 11)], [agent], setting=setting))) == ["waste"]
 
 
-def test_corrupting_peers_have_to_be_seen_and_named_in_time() -> None:
+def test_corrupting_peers_have_to_be_named_in_time() -> None:
     right = result([node(0, 11)])
     assert missed(lies(right, 5.0)) == []
     assert missed(lies(right, 0.1, 5.1)) == ["named and banned after the first wrong chunk, slowest"]
-    assert missed(lies(right, 0.1, None)) == ["of these, such as never named who sent them"]
-    assert missed(replace(lies(right), blames=())) == ["agents that got wrong chunks"]
+    assert missed(lies(right, 0.1, None)) == ["agents that got wrong chunks (2) and never named who sent them"]
+    assert missed(replace(lies(right), blames=())) == [], "banned before it had sent any"
+    assert missed(replace(lies(right), unnamed=["liar2"])) == ["corrupting peers that no agent banned"]
 
 
 def lies(seen: Result, *named_s: float | None) -> Trial:
