@@ -12,6 +12,7 @@ every Arrival ends settled.
 from __future__ import annotations
 
 import functools
+import os
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ from p2pdist.fetching import Run, RunReader
 from p2pdist.seeder import Seeder
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from p2pdist.core.types import Checksum, Descriptor, Digest, Repository
     from p2pdist.exchange import Exchange
@@ -512,6 +513,11 @@ class Puller:
         if progress is None:
             return
         rounds = self._rechecks[arrival.digest] = self._rechecks.get(arrival.digest, 0) + 1
+        changed = await trio.to_thread.run_sync(_changed_on_disk, arrival.descriptor(), cut, dict(progress.own))
+        if changed:
+            error = StoreError(f"the disk gives back other bytes of {arrival.digest} than were written; check it")
+            self._give_up(arrival, changed, error)
+            return
         suspects = [index for index in range(cut.count) if index not in arrival.origin_chunks]
         log.warning("the blob's SHA-256 is wrong; suspects are read again", blob=arrival.digest, chunks=len(suspects))
         wrong: dict[int, memoryview] = {}
@@ -525,8 +531,8 @@ class Puller:
                 else:
                     arrival.suspects &= ~(1 << index)
                     arrival.wake()
-        except OriginError as error:
-            self._give_up(arrival, suspects, error)
+        except OriginError as failure:
+            self._give_up(arrival, suspects, failure)
             return
         if not wrong or rounds > RECHECKS:
             self._give_up(arrival, list(range(cut.count)), self._wrong_content(arrival))
@@ -546,6 +552,18 @@ class Puller:
         """Fail the pull and throw away what nobody can vouch for."""
         self.forget(arrival.digest, suspects)
         self._cancel(arrival, cause)
+
+
+def _changed_on_disk(file: int, cut: ChunkMap, own: Mapping[int, Checksum]) -> list[int]:
+    """Return the chunks that are not as they were written, for which no sender is to blame. Blocking; closes `file`."""
+    try:
+        return [
+            index
+            for index in range(cut.count)
+            if checksum_of(os.pread(file, cut.length(index), cut.start(index))) != own.get(index)
+        ]
+    finally:
+        os.close(file)
 
 
 def _plain(failure: PullFailed) -> P2PDistError:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
-    from p2pdist.core.types import Digest
+    from p2pdist.core.types import Checksum, Digest
     from p2pdist.ports import PartialBlob
 
 CHUNK = MIN_CHUNK_BYTES
@@ -320,6 +320,39 @@ async def test_wrong_bytes_of_the_origin_reach_nobody_as_a_whole_and_are_not_kep
         with pytest.raises(PullFailed):
             await read(reader, LAST)
         reader.close()
+
+
+class FlippingStore(MemoryStore):
+    """A store whose disk changes a bit of one chunk, once, after it was written."""
+
+    flipped = False
+
+    def start(self, digest: Digest, size_bytes: int, chunk_bytes: int, owner: str = "") -> PartialBlob:
+        partial = super().start(digest, size_bytes, chunk_bytes, owner)
+        write = partial.write_chunk
+
+        def write_chunk(index: int, data: bytes, checksum: Checksum) -> None:
+            write(index, data, checksum)
+            if index == 3 and not self.flipped:
+                self.flipped = True
+                os.pwrite(partial.fileno(), bytes([data[0] ^ 1]), index * chunk_bytes)
+
+        partial.write_chunk = write_chunk  # type: ignore[assignment, method-assign]
+        return partial
+
+
+async def test_a_disk_that_gives_back_other_bytes_is_named_and_not_the_origin_or_a_peer(
+    origin: FakeOrigin, quick_clock: MockClock
+) -> None:
+    store = FlippingStore(max_bytes=1 << 30)
+    node, digest = Node(1, origin, store), origin.add_blob(BLOB)
+    async with running(node):
+        with pytest.raises((PullFailed, StoreError), match="the disk gives back other bytes of sha256:"):
+            await node.read_blob(digest)
+        assert not store.contains(digest)
+        assert await node.read_blob(digest) == BLOB
+        assert origin.egress_bytes == len(BLOB) + CHUNK
+    store.close()
 
 
 async def test_a_reader_of_a_failed_pull_does_not_keep_a_new_one_from_beginning(
