@@ -145,7 +145,7 @@ async def test_a_running_swarm_goes_over_to_the_one_that_is_back_without_a_byte_
         await schedulers.start(both.serve, dead)
         await eventually(lambda: all("returning" in states(node) for node in nodes))
         await trio.sleep(RIPE_S - 4)
-        origin.chunk_s = 2.0
+        origin.chunk_s = 1.0
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read_all, nodes, digests)
             await eventually(lambda: bool(both.servers[dead].state.swarms))
@@ -188,9 +188,9 @@ async def test_two_addresses_of_the_same_scheduler_do_not_fight(quick_clock: Moc
             for number in (1, 2)
         ]
         async with running(*nodes):
-            await trio.sleep(30)
+            await trio.sleep(10)
             joined = server.messages_in
-            await trio.sleep(60)
+            await trio.sleep(20)
             assert server.messages_in == joined
             assert all(sorted(states(node))[0] == IN_USE and "the same as" in sorted(states(node))[1] for node in nodes)
             await read_all(nodes, digests[:1])
