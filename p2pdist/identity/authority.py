@@ -147,6 +147,7 @@ class Authority:
         with _named(self.directory):
             descriptor = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
+                _hand_over(descriptor, self.directory)
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 yield
             finally:
@@ -181,15 +182,23 @@ def enrol(
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Put a file in place as a whole and durably, for its owner's eyes only."""
+    """Put a file in place as a whole and durably, for the eyes of the directory's owner only."""
     fresh = path.with_name(path.name + ".new")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
+        _hand_over(descriptor, path.parent)
         os.write(descriptor, data)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
     os.replace(fresh, path)
+
+
+def _hand_over(descriptor: int, directory: Path) -> None:
+    """Give what root makes to the directory's owner: the scheduler's user has to read it."""
+    if os.geteuid() == 0:
+        owner = directory.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 @contextmanager

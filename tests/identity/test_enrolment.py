@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import ssl
 import time
@@ -259,6 +260,17 @@ def test_a_directory_has_one_ca_and_its_key_is_the_owners_alone(ours: Authority)
     with pytest.raises(ConfigError, match="already"):
         make_authority(ours.directory)
     assert Authority.open(ours.directory).cluster == "lab"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files for others")
+def test_what_root_makes_belongs_to_the_directorys_owner(ours: Authority) -> None:
+    for path in (ours.directory, ours.directory / "tokens"):
+        os.chown(path, 12345, 12346)
+    token_of(ours)
+    ours.revoke("agent/" + "1" * 32)
+    (token,) = (ours.directory / "tokens").iterdir()
+    for path in (token, ours.directory / "revoked", ours.directory / "lock"):
+        assert (path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o777) == (12345, 12346, 0o600)
 
 
 def test_a_token_is_kept_by_its_hash_alone(ours: Authority) -> None:

@@ -74,6 +74,8 @@ class Cluster:
     scheduler: Process | None = None
     more_schedulers: dict[str, Process | None] = field(default_factory=dict)
     """Further ones by their hosts, None before their start."""
+    scheduler_flags: list[str] = field(default_factory=list)
+    agent_flags: list[str] = field(default_factory=list)
 
     @property
     def data(self) -> Path:
@@ -90,9 +92,10 @@ class Cluster:
         return {lab_agents.scheduler_address(self.lab[name]): process for name, process in started.items() if process}
 
     async def start_scheduler(self) -> None:
-        self.scheduler = await lab_agents.start_scheduler(self.group, self.lab["scheduler"], self.data)
+        flags = self.scheduler_flags
+        self.scheduler = await lab_agents.start_scheduler(self.group, self.lab["scheduler"], self.data, flags)
         for name in self.more_schedulers:
-            self.more_schedulers[name] = await lab_agents.start_scheduler(self.group, self.lab[name], self.data)
+            self.more_schedulers[name] = await lab_agents.start_scheduler(self.group, self.lab[name], self.data, flags)
 
     async def start(
         self, *names: str, settings: str = "", origin_url: str | None = None, wrapper: Sequence[str] = ()
@@ -124,6 +127,7 @@ class Cluster:
         flags = lab_agents.found_by(*(self.lab[name] for name in self.scheduler_hosts))
         if self.found_by == ALONE:
             flags = ["--no-mdns"]
+        flags = [*flags, *self.agent_flags]
         if settings:
             file = self.space.path / "agent.toml"
             file.write_text(settings)
@@ -252,12 +256,14 @@ async def open_cluster(
     schedulers: int = 1,
     link: Link = UNSHAPED,
     origin: Link = UNSHAPED,
+    identity: bool = False,
 ) -> AsyncIterator[Cluster]:
     """Build hosts, start a registry that has the images and, where it is wanted, a scheduler; no agents yet.
 
     Args:
         program: docker-registry.
         link: of each node; `origin`: of the registry's host.
+        identity: whether the cluster has a CA, and its agents join with a token for as many as there are nodes.
     """
     more = [f"scheduler{number}" for number in range(2, schedulers + 1)]
     links = dict.fromkeys(["scheduler", *more], UNSHAPED) | {"registry": origin}
@@ -270,6 +276,8 @@ async def open_cluster(
         for image in images:
             await trio.to_thread.run_sync(registry.push, image, REPOSITORY)
         cluster = Cluster(lab, space, group, registry, found_by, more_schedulers=dict.fromkeys(more))
+        if identity:
+            cluster.scheduler_flags, cluster.agent_flags = lab_agents.make_identity(cluster.data, agents=nodes)
         if found_by == SCHEDULER:
             await cluster.start_scheduler()
         try:
