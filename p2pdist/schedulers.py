@@ -49,7 +49,7 @@ class Schedulers:
         self.on_dropped: Callable[[int], None] = lambda _number: None
         self._exchange = exchange
         named = {str(Address(host, port)): (host, port) for host, port in addresses}
-        self.roster = Roster(named)
+        self.roster = Roster(named, rng.random())
         self._clients: dict[str, TrackerClient] = {}
         for name, address in named.items():
             line = _Line(self, name)

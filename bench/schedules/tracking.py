@@ -31,7 +31,7 @@ class Tracking:
     def __init__(self, agent: Agent) -> None:
         self.lines: dict[str, Connection] = {}
         self._agent = agent
-        self._roster = Roster(scheduler.name for scheduler in agent.world.schedulers)
+        self._roster = Roster((scheduler.name for scheduler in agent.world.schedulers), agent.rng.random())
         self._counts = False
 
     def begin(self) -> None:

@@ -149,9 +149,14 @@ class _Swarm:
 
 
 class Roster:
-    """The schedulers of one agent. Every call takes `now` (monotonic seconds); orders are to be carried out in turn."""
+    """The schedulers of one agent. Every call takes `now` (monotonic seconds); orders are to be carried out in turn.
 
-    def __init__(self, addresses: Iterable[str]) -> None:
+    Args:
+        jitter: 0 to 1, drawn by the agent: thousands that heard the same word must not all probe in the same moment.
+    """
+
+    def __init__(self, addresses: Iterable[str], jitter: float = 0.0) -> None:
+        self._probe_s = PROBE_S * (1 + jitter / 3)
         self.seats = {address: Seat(address) for address in addresses}
         self.counted: tuple[Seat, ...] = ()
         self._swarms: dict[Digest, _Swarm] = {}
@@ -216,7 +221,7 @@ class Roster:
                 del swarm.leaving[address]
                 orders.append(Say(address, Leave(blob)))
         for seat in self._needed():
-            if now >= max(seat.heard_at, seat.probed_at) + PROBE_S:
+            if now >= max(seat.heard_at, seat.probed_at) + self._probe_s:
                 orders.append(GiveUp(seat.address) if seat.unanswered >= PROBES else Say(seat.address, self._view()))
                 seat.probed_at = now
                 seat.unanswered += 1
@@ -229,7 +234,7 @@ class Roster:
             seat.ripe_at for seat in seats if seat.present and not (seat in self.counted or self.twin(seat.address))
         ]
         leaving = [until for swarm in self._swarms.values() for until in swarm.leaving.values()]
-        probes = [max(seat.heard_at, seat.probed_at) + PROBE_S for seat in self._needed()]
+        probes = [max(seat.heard_at, seat.probed_at) + self._probe_s for seat in self._needed()]
         return min([*ripe, *leaving, *probes], default=float("inf"))
 
     def _needed(self) -> list[Seat]:

@@ -393,6 +393,13 @@ def test_a_scheduler_on_which_something_depends_is_given_up_when_it_answers_noth
     assert script.now == pytest.approx(100 + (PROBES + 1) * PROBE_S)
 
 
+def test_agents_probe_at_different_times() -> None:
+    rosters = [Roster([A], jitter) for jitter in (0.0, 0.5, 1.0)]
+    for roster in rosters:
+        roster.connected(A, 100.0)
+    assert [roster.due_at() for roster in rosters] == pytest.approx([101.5, 101.75, 102.0])
+
+
 def test_one_that_says_anything_is_not_asked_and_one_without_a_part_is_left_alone() -> None:
     script = both()
     (blob,) = blobs_of(A, 1)
