@@ -71,6 +71,8 @@ def compiled_tree(cache: Path, compiler: Sequence[str] = (sys.executable, "-m", 
             _compile(copy, compiler)
             copy.rename(tree)
     except OSError as error:
+        if tree.is_dir():  # another run has made it meanwhile
+            return tree
         raise CannotCompile(f"{cache}: {error.strerror or error}") from error
     _forget_old(cache)
     return tree

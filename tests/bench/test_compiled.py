@@ -58,6 +58,12 @@ def test_the_copy_is_made_once_and_its_modules_are_the_ones_that_run(tmp_path: P
     assert done.stdout.count(str(tree)) == 2
 
 
+def test_of_two_runs_that_compile_at_once_one_uses_the_others_copy(tmp_path: Path) -> None:
+    tree = tmp_path / f"simulator-{compiled._name()}"
+    other_run = (sys.executable, "-c", f"import os; os.makedirs({str(tree / 'p2pdist')!r})")
+    assert compiled_tree(tmp_path, other_run) == tree
+
+
 def test_every_module_to_be_compiled_is_there(tmp_path: Path) -> None:
     listed = [name for names in compiled._MODULES.values() for name in names.split()]
     assert [module.stem for module in compiled._modules(compiled_tree(tmp_path, NOTHING_TO_DO))] == listed
