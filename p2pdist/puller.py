@@ -12,7 +12,6 @@ every Arrival ends settled.
 from __future__ import annotations
 
 import functools
-import os
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -38,10 +37,11 @@ from p2pdist.errors import (
     TransferTimeout,
 )
 from p2pdist.fetching import Run, RunReader
+from p2pdist.recheck import Recheck
 from p2pdist.seeder import Seeder
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from p2pdist.core.types import Checksum, Descriptor, Digest, Repository
     from p2pdist.exchange import Exchange
@@ -59,8 +59,6 @@ HASH_BATCH_BYTES = 4 * 1024 * 1024
 """The prefix is hashed in a worker thread whenever it has grown by so much: a hop costs about 0.1 ms."""
 MAX_ARRIVALS = 512
 MAX_SPLITS = 2000
-RECHECKS = 2
-"""How often suspects are re-read from the origin before a blob is given up."""
 
 
 class Puller:
@@ -82,9 +80,9 @@ class Puller:
         self._exchange = exchange
         self._nursery = nursery
         self._sharing = sharing
-        self._rechecks: dict[Digest, int] = {}
         self._splits: OrderedDict[Digest, Split] = OrderedDict()
         self._runs = RunReader(origin, exchange)
+        self._recheck = Recheck(origin, exchange, self)
         exchange.seeder = Seeder(store, exchange, nursery, self.arrivals, sharing=sharing)
 
     # ------------------------------------------------------------ for the mirror
@@ -317,6 +315,7 @@ class Puller:
         progress = self._exchange.machine.blobs[arrival.digest]
         if index in progress.senders:
             arrival.from_peers += size
+            arrival.origin_chunks.discard(index)
         else:
             arrival.from_origin += size
             arrival.origin_chunks.add(index)
@@ -344,9 +343,10 @@ class Puller:
         try:
             await work(arrival)
         except (StoreError, OSError) as error:
-            self._cancel(arrival, error)
+            self.cancel(arrival, error)
 
-    def _cancel(self, arrival: Arrival, cause: Exception) -> None:
+    def cancel(self, arrival: Arrival, cause: Exception) -> None:
+        """End a pull that cannot go on."""
         self._exchange.feed(ev.PullCancelled(blob=arrival.digest))
         self.failed(arrival.digest, [cause])
 
@@ -383,7 +383,6 @@ class Puller:
     def _settle(self, arrival: Arrival, causes: list[Exception]) -> None:
         """End an Arrival that failed."""
         arrival.fail(causes)
-        self._rechecks.pop(arrival.digest, None)
         if self.arrivals.get(arrival.digest) is arrival:
             del self.arrivals[arrival.digest]
         arrival.end(None)
@@ -418,20 +417,6 @@ class Puller:
             self._exchange.feed(
                 ev.FetchFailed(blob=blob, index=at, count=left, error=error, final=final, pause_s=pause_s)
             )
-
-    async def _read_origin(self, arrival: Arrival, index: int) -> memoryview:
-        cut = arrival.chunks
-        assert cut is not None
-        data = memoryview(bytearray(cut.length(index)))
-        await self._origin.fetch(
-            arrival.repository,
-            arrival.digest,
-            cut.start(index),
-            data,
-            blob_bytes=cut.size_bytes,
-            progress=lambda _count: None,
-        )
-        return data
 
     async def _fetch_whole(self, arrival: Arrival) -> None:
         """Fetch a manifest from the origin."""
@@ -475,7 +460,7 @@ class Puller:
         async with arrival.hashing:
             await trio.to_thread.run_sync(blob.hash_prefix)
         if not blob.verified:
-            await self._find_wrong_chunks(arrival)
+            await self._recheck.run(arrival)
             return
         arrival.verified = True
         self._exchange.feed(ev.BlobVerified(blob=arrival.digest))
@@ -499,71 +484,11 @@ class Puller:
         self._splits[arrival.digest] = Split(arrival.from_peers, arrival.from_origin, arrival.from_earlier)
         while len(self._splits) > MAX_SPLITS:
             self._splits.popitem(last=False)
-        self._rechecks.pop(arrival.digest, None)
         if self.arrivals.get(arrival.digest) is arrival:
             del self.arrivals[arrival.digest]
         arrival.wake()
         arrival.end(stored)
         self.finished(arrival)
-
-    async def _find_wrong_chunks(self, arrival: Arrival) -> None:
-        """Re-read from the origin what did not come from it, replace what differs, and so find the liars."""
-        cut, progress = arrival.chunks, self._exchange.machine.blobs.get(arrival.digest)
-        assert cut is not None
-        if progress is None:
-            return
-        rounds = self._rechecks[arrival.digest] = self._rechecks.get(arrival.digest, 0) + 1
-        changed = await trio.to_thread.run_sync(_changed_on_disk, arrival.descriptor(), cut, dict(progress.own))
-        if changed:
-            error = StoreError(f"the disk gives back other bytes of {arrival.digest} than were written; check it")
-            self._give_up(arrival, changed, error)
-            return
-        suspects = [index for index in range(cut.count) if index not in arrival.origin_chunks]
-        log.warning("the blob's SHA-256 is wrong; suspects are read again", blob=arrival.digest, chunks=len(suspects))
-        wrong: dict[int, memoryview] = {}
-        arrival.suspects = chunk_set(suspects)
-        try:
-            for index in suspects:
-                data = await self._read_origin(arrival, index)
-                arrival.origin_chunks.add(index)
-                if checksum_of(data) != progress.own.get(index):
-                    wrong[index] = data
-                else:
-                    arrival.suspects &= ~(1 << index)
-                    arrival.wake()
-        except OriginError as failure:
-            self._give_up(arrival, suspects, failure)
-            return
-        if not wrong or rounds > RECHECKS:
-            self._give_up(arrival, list(range(cut.count)), self._wrong_content(arrival))
-            return
-        self.forget(arrival.digest, list(wrong))
-        self._exchange.feed(ev.BlobRejected(blob=arrival.digest, indices=list(wrong)))
-        for index, data in wrong.items():
-            self._exchange.chunk_in(arrival.digest, index, data, checksum_of(data))
-
-    def _wrong_content(self, arrival: Arrival) -> IntegrityError:
-        return IntegrityError(
-            f"{arrival.repository} at its origin serves content for {arrival.digest} that does not match the digest",
-            expected=arrival.digest,
-        )
-
-    def _give_up(self, arrival: Arrival, suspects: list[int], cause: Exception) -> None:
-        """Fail the pull and throw away what nobody can vouch for."""
-        self.forget(arrival.digest, suspects)
-        self._cancel(arrival, cause)
-
-
-def _changed_on_disk(file: int, cut: ChunkMap, own: Mapping[int, Checksum]) -> list[int]:
-    """Return the chunks that are not as they were written, for which no sender is to blame. Blocking; closes `file`."""
-    try:
-        return [
-            index
-            for index in range(cut.count)
-            if checksum_of(os.pread(file, cut.length(index), cut.start(index))) != own.get(index)
-        ]
-    finally:
-        os.close(file)
 
 
 def _plain(failure: PullFailed) -> P2PDistError:

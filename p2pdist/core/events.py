@@ -99,7 +99,7 @@ class BlobVerified:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobRejected:
-    """All chunks were there, but the SHA-256 was wrong; these chunks proved bad and are gone."""
+    """All chunks were there, but the SHA-256 was wrong; these chunks proved bad and are gone, others are looked for."""
 
     blob: Digest
     indices: list[int]

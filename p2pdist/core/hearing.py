@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from p2pdist.core.types import Checksum, Digest, PeerId
     from p2pdist.core.wire import Checksums, Have, Share
 
-CREDIT = 4
-"""Right chunks that a peer has sent, for each wrong word of its, so that it counts as one who believed another."""
+WRONG_WORDS = 3
+"""Checksums of one peer's that proved wrong, of which nobody else is known to have spoken before, and more than half as
+many as chunks that were taken from it: it lies. Who has fewer may have believed a liar: honest agents pass on what
+witnesses, a lease holder or a scheduler misled them about, until they hear better."""
 REFUTED_MAX = 16
 """Checksums of the scheduler's that this agent itself has found wrong, before it believes none of them until it is
 connected anew: before a lying lease holder gets so far, the scheduler has found it out."""
@@ -138,15 +140,16 @@ class Hearing:
                         return
                 continue
             if swarm is not None and self._leasing.vouches(peer.peer_id, progress, index, swarm):
-                self._settle(progress, index, checksum, Basis.HOLDER, (peer.peer_id,))
+                basis = Basis.HOLDER
             elif vouchers.claim(index, checksum, peer.peer_id):
-                self._settle(progress, index, checksum, Basis.WITNESSES, vouchers.witnesses(index, checksum))
+                basis = Basis.WITNESSES
             else:
                 continue
+            self._settle(progress, index, checksum, basis, vouchers.author(index, checksum, peer.peer_id))
             self._offer(progress, index)
 
     def _settle(
-        self, progress: Progress, index: int, checksum: Checksum, basis: Basis, by: tuple[PeerId, ...] = ()
+        self, progress: Progress, index: int, checksum: Checksum, basis: Basis, by: PeerId | None = None
     ) -> None:
         """Take a checksum as right, and draw the consequences for those who said otherwise."""
         for dissenter, word in progress.vouchers.settle(index, checksum, basis, by):
@@ -165,26 +168,32 @@ class Hearing:
         if known >> index & 1:
             # What it has is not what we want.
             peer.shared[progress.blob] = known & ~(1 << index)
+            peer.doubted[progress.blob] = peer.doubted.get(progress.blob, 0) | 1 << index
             others = (other.shared.get(progress.blob, 0) for other in self._state.book.peers.values())
             progress.drop_holder(1 << index, others)
-        before = progress.vouchers.overturned.get(index)
-        if before is not None and before[0] == word:
-            return  # We believed that, too.
         if basis is None or basis < Basis.SCHEDULER:
-            progress.disputed.setdefault(index, (peer.peer_id, word, self._state.now))
+            if word not in progress.vouchers.known_wrong.get(index, ()):
+                progress.disputed.setdefault(index, (peer.peer_id, word, self._state.now))
             return
+        if not progress.vouchers.news(index, word):
+            return  # It may believe who said so first, as we may have done.
         if basis is Basis.SCHEDULER:
             self._on_its_word.append((peer.peer_id, progress.blob, index, word))
         self._false_word(peer.peer_id, progress, index)
 
     def _false_word(self, peer_id: PeerId, progress: Progress, index: int) -> None:
-        """Count a refuted word: of a peer that has sent many right chunks it may be another's, which it believed."""
+        """Count a refuted word. Its author may have believed a liar whom we have not heard: see WRONG_WORDS."""
+        if self._mostly_wrong(peer_id, 1):
+            reason = f"gave a wrong checksum of chunk {index} of {progress.blob}"
+            self._convict(peer_id, Offence.FALSE_CHECKSUM, reason)
+
+    def _mostly_wrong(self, peer_id: PeerId, more: int) -> bool:
+        """Count so many wrong words of a peer's; return whether it is a liar and not one who believed one."""
         peer = self._state.book.peers.get(peer_id)
-        if peer is not None:
-            peer.wrong += 1
-        believed = peer is not None and peer.good >= CREDIT * peer.wrong
-        offence = Offence.SUSPECT if believed else Offence.FALSE_CHECKSUM
-        self._convict(peer_id, offence, f"gave a wrong checksum of chunk {index} of {progress.blob}")
+        if peer is None:
+            return False
+        peer.wrong += more
+        return peer.wrong >= WRONG_WORDS and 2 * peer.wrong > peer.good
 
     def refute(self, progress: Progress, index: int, sender: PeerId, checksum: Checksum) -> None:
         """Blame a peer for a chunk that is not what it should be, unless what it should be is disputed."""
@@ -242,8 +251,16 @@ class Hearing:
                 better[index] = word
             elif settled[index] != word:
                 self._scheduler_erred(progress, index, settled[index])
-        if not progress.checking and self._refuted < REFUTED_MAX:
+        if progress.checking:
+            progress.unweighed.update(better)
+        elif self._refuted < REFUTED_MAX:
             self._better(progress, better, Basis.SCHEDULER)
+
+    def catch_up(self, progress: Progress) -> None:
+        """Take in what the scheduler said while the whole blob was being checked, which proved wrong."""
+        better, progress.unweighed = progress.unweighed, {}
+        certain = {index for index in better if progress.vouchers.basis(index)[0] is Basis.CERTAIN}
+        self._better(progress, {index: word for index, word in better.items() if index not in certain}, Basis.SCHEDULER)
 
     def trust_again(self) -> None:
         """Believe a scheduler that was connected just now."""
@@ -252,7 +269,7 @@ class Hearing:
     def read(self, progress: Progress, index: int, checksum: Checksum) -> None:
         """Take in what this agent has read from the origin itself."""
         vouchers = progress.vouchers
-        word, basis, _ = vouchers.overturned.get(index, (None, None, ()))
+        word, basis, _ = vouchers.overturned.get(index, (None, None, None))
         if index in vouchers.settled:
             word, basis = vouchers.settled[index], vouchers.basis(index)[0]
         if basis is Basis.SCHEDULER and word != checksum:
@@ -288,20 +305,20 @@ class Hearing:
         """Forget wrong chunks and words; blame whose words they were, and senders for what they alone vouched for."""
         vouchers = progress.vouchers
         senders: Counter[PeerId] = Counter()
-        words: dict[PeerId, int] = {}
+        words: list[tuple[PeerId, int]] = []
         for index in indices:
             basis, by = vouchers.basis(index)
             sender = progress.senders.get(index)
             if sender is not None and (basis is None or progress.whole):
                 senders[sender] += 1
             self._state.counters.corrupt_chunks += sender is not None or progress.have >> index & 1
-            words.update((peer, index) for peer in by)
+            if by is not None:
+                words.append((by, index))
         progress.lose(indices)
         vouchers.forget(indices)
         for sender, count in senders.items():
-            peer = self._state.book.peers.get(sender)
-            believed = peer is not None and peer.good >= CREDIT * count and not progress.whole
-            self._convict(sender, Offence.SUSPECT if believed else Offence.CORRUPT, f"{reason} {progress.blob}")
-        for voucher, index in words.items():
+            liar = progress.whole or self._mostly_wrong(sender, count)
+            self._convict(sender, Offence.CORRUPT if liar else Offence.SUSPECT, f"{reason} {progress.blob}")
+        for voucher, index in words:
             self._false_word(voucher, progress, index)
         self._tell_again(progress)

@@ -99,6 +99,7 @@ class Membership:
 
     def unhold(self, peer: Peer, blob: Digest) -> None:
         """Forget what a peer has of a blob."""
+        peer.doubted.pop(blob, None)
         bits = peer.shared.pop(blob, 0)
         progress = self._state.blobs.get(blob)
         if progress is not None and progress.wanted and bits:

@@ -49,6 +49,8 @@ class Peer:
     """The address that it connected from; empty: not known, or that of many."""
     shared: dict[Digest, int] = field(default_factory=dict)
     """The chunks it has, by blob."""
+    doubted: dict[Digest, int] = field(default_factory=dict)
+    """Chunks that it says it has, but with another checksum than we know: not to be taken from it, nor given to it."""
     wants: dict[Digest, float] = field(default_factory=dict)
     """Blobs whose rest it wants, and since when we know."""
     cursors: dict[Digest, int] = field(default_factory=dict)
@@ -67,9 +69,9 @@ class Peer:
     told_at: int = -1
     """Our gains when it was last told of them."""
     good: int = 0
-    """Chunks of its that were what a better word than its own said."""
+    """Chunks that were taken from it, and were what was expected then."""
     wrong: int = 0
-    """Checksums of its that proved wrong."""
+    """Checksums that it was the first to say, and that proved wrong."""
     failures: int = 0
     granted: int = -1
     """The last grant of its: their numbers grow."""
@@ -98,8 +100,8 @@ class Peer:
             self.received, self.moved_at = received, now
 
     def lacks(self, blob: Digest, offered: int) -> int:
-        """Return the chunks of `offered` that it neither has nor is being sent by us."""
-        bits = offered & ~self.shared.get(blob, 0)
+        """Return the chunks of `offered` that it neither has, nor says it has, nor is being sent by us."""
+        bits = offered & ~(self.shared.get(blob, 0) | self.doubted.get(blob, 0))
         for upload in self.uploads.values():
             if upload.blob == blob:
                 bits &= ~(1 << upload.index)

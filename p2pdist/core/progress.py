@@ -61,6 +61,8 @@ class Progress:
         self.disputed: dict[int, tuple[PeerId, Checksum, float]] = {}
         """Chunks of which a peer says something else than what is settled on no certain word: who, what, and since
         when."""
+        self.unweighed: dict[int, Checksum] = {}
+        """What the scheduler has said since the check of the whole blob began."""
         self.held = 0
         """Chunks that some connected peer has."""
         self.spread = 0

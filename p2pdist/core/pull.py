@@ -262,7 +262,7 @@ class PullMachine:
         if expected is None or expected == event.checksum:
             progress.senders[event.index] = source
             peer = self.book.peers.get(source)
-            if peer is not None and event.index in vouchers.settled:
+            if peer is not None:
                 peer.good += 1
             return True
         self.counters.corrupt_chunks += 1
@@ -324,7 +324,9 @@ class PullMachine:
             return
         progress.checking = False
         progress.progress_at = self.state.now
-        self._hearing.blame(progress, indices, "its chunks made the blob wrong:")
+        if indices:
+            self._hearing.blame(progress, indices, "its chunks made the blob wrong:")
+        self._hearing.catch_up(progress)
         if progress.whole:
             self._ask_again(progress)
 

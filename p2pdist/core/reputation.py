@@ -54,8 +54,8 @@ class Offence(StrEnum):
     """It breaks the protocol."""
 
 
-WEIGHTS = {Offence.SUSPECT: 0.4, Offence.ABSENT: 0.6}
-"""What may happen to the honest once in a while: three of one kind, or two of the other, in some minutes are a ban. Any
+WEIGHTS = {Offence.SUSPECT: 0.25, Offence.ABSENT: 0.6}
+"""What may happen to the honest once in a while: five of one kind, or two of the other, in some minutes are a ban. Any
 other offence is one by itself."""
 
 

@@ -97,7 +97,7 @@ class Giving:
             progress = blobs.get(blob)
             if progress is not None and progress.shared:
                 offered = progress.offered
-                bits = peer.lacks(blob, offered) if uploads else offered & ~shared.get(blob, 0)
+                bits = peer.lacks(blob, offered) if uploads or peer.doubted else offered & ~shared.get(blob, 0)
                 if bits:
                     total += racks.givable(peer, progress, bits).bit_count()
         return total if total > sum(upload.blob is None for upload in uploads.values()) else 0

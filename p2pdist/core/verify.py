@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from p2pdist.core.types import PeerId
 
 CHECKSUM_BYTES = 16
+MAX_WRONG_WORDS = 64
+"""Of one chunk, remembered."""
 WITNESSES = 2
 """Peers that must agree on a checksum where no lease holder's word is known."""
 
@@ -65,14 +67,16 @@ class Vouchers:
         self.settled: dict[int, Checksum] = {}
         self.settled_bits = 0
         """The same chunks, as a set."""
-        self.overturned: dict[int, tuple[Checksum, Basis, tuple[PeerId, ...]]] = {}
-        """What was settled of a chunk and proved wrong: others may have believed it as we did."""
-        self._basis: dict[int, tuple[Basis, tuple[PeerId, ...]]] = {}
-        """What each settled checksum rests on, and which peers said it."""
+        self.overturned: dict[int, tuple[Checksum, Basis, PeerId | None]] = {}
+        """What was settled of a chunk and proved wrong last."""
+        self.known_wrong: dict[int, set[Checksum]] = {}
+        """Words that proved wrong, whose author has been blamed: whoever says the same later may have believed it."""
+        self._basis: dict[int, tuple[Basis, PeerId | None]] = {}
+        """What each settled checksum rests on, and which peer was the first to say it."""
         self._claims: dict[int, dict[PeerId, Checksum]] = {}
 
     def settle(
-        self, index: int, checksum: Checksum, basis: Basis = Basis.CERTAIN, by: tuple[PeerId, ...] = ()
+        self, index: int, checksum: Checksum, basis: Basis = Basis.CERTAIN, by: PeerId | None = None
     ) -> list[tuple[PeerId, Checksum]]:
         """Take this checksum as right; return the peers that said otherwise, and what."""
         claims = self._claims.pop(index, {})
@@ -89,13 +93,13 @@ class Vouchers:
         except KeyError:
             return False
 
-    def basis(self, index: int) -> tuple[Basis | None, tuple[PeerId, ...]]:
+    def basis(self, index: int) -> tuple[Basis | None, PeerId | None]:
         """Return what the chunk's settled checksum rests on; None where it is not settled."""
-        return self._basis.get(index, (None, ()))
+        return self._basis.get(index, (None, None))
 
     def resting_on(self, peer: PeerId) -> list[int]:
-        """Return the chunks whose settled checksum rests on this peer's word."""
-        return [index for index, (_, by) in self._basis.items() if peer in by]
+        """Return the chunks whose settled checksum this peer was the first to say."""
+        return [index for index, (_, by) in self._basis.items() if by == peer]
 
     def claim(self, index: int, checksum: Checksum, by: PeerId) -> bool:
         """Note a peer's word on a chunk that is not settled; return whether enough peers agree to settle it."""
@@ -103,9 +107,17 @@ class Vouchers:
         claims[by] = checksum
         return sum(1 for other in claims.values() if other == checksum) >= WITNESSES
 
-    def witnesses(self, index: int, checksum: Checksum) -> tuple[PeerId, ...]:
-        """Return who says this of a chunk that is not settled."""
-        return tuple(peer for peer, word in self._claims.get(index, {}).items() if word == checksum)
+    def author(self, index: int, checksum: Checksum, last: PeerId) -> PeerId:
+        """Return who was the first to say this of a chunk that is not settled: `last`, or one before."""
+        return next((peer for peer, word in self._claims.get(index, {}).items() if word == checksum), last)
+
+    def news(self, index: int, checksum: Checksum) -> bool:
+        """Note that a word proved wrong; return whether that was not known yet, so that its author is to blame."""
+        known = self.known_wrong.setdefault(index, set())
+        if checksum in known or len(known) >= MAX_WRONG_WORDS:
+            return False
+        known.add(checksum)
+        return True
 
     def expected(self, index: int, sender: PeerId) -> Checksum | None:
         """Return what the chunk's checksum should be: the settled one, else the sender's own claim, else None."""
@@ -118,6 +130,7 @@ class Vouchers:
             word = self.settled.pop(index, None)
             if word is not None:
                 self.overturned[index] = word, *self._basis.pop(index)
+                self.news(index, word)
             self.settled_bits &= ~(1 << index)
             self._claims.pop(index, None)
 
