@@ -156,8 +156,7 @@ async def _leases(scheduler: Host, agents: Collection[Agent]) -> int:
 async def _begun(stage: Stage, rollout: Rollout, fault: Fault) -> None:
     """Wait until it is time for a fault."""
     if fault.at is None:
-        while not await _all_out(stage, rollout.image):  # noqa: ASYNC110 - another process's counters
-            await trio.sleep(_STATUS_EVERY_S)
+        await _all_out(stage, rollout.image)
         return
     at = fault.at
     await _until(lambda: rollout.done_ratio >= at)
@@ -174,11 +173,17 @@ async def _until(condition: Callable[[], bool]) -> None:
         await trio.sleep(_POLL_S)
 
 
-async def _all_out(stage: Stage, image: Image) -> bool:
-    """Return whether each chunk of the image's layers is with some agent, by the scheduler's word."""
-    swarms = (await scheduler_status(stage.lab["scheduler"])).get("swarms", [])
-    out = {swarm["blob"] for swarm in swarms if swarm["chunks_done"] == swarm["chunks"]}
-    return out >= {layer.digest for layer in image.layers}
+async def _all_out(stage: Stage, image: Image) -> None:
+    """Wait until each chunk of the image's layers is with some agent, by the scheduler's word."""
+    seen: set[str] = set()
+    out: set[str] = set()
+    while not out >= {layer.digest for layer in image.layers}:
+        swarms = (await scheduler_status(stage.lab["scheduler"])).get("swarms", [])
+        # A swarm that has been and is not any more: all its members have the whole blob.
+        out |= seen - {swarm["blob"] for swarm in swarms} if swarms else set()
+        out |= {swarm["blob"] for swarm in swarms if swarm["chunks_done"] == swarm["chunks"]}
+        seen |= {swarm["blob"] for swarm in swarms}
+        await trio.sleep(_STATUS_EVERY_S)
 
 
 @contextmanager
