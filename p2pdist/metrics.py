@@ -61,6 +61,7 @@ class AgentCollector(Collector):
             "p2pdist_access_refused", "Requests that rules or origins refused.", agent.gate.refused
         )
         yield from self._ban_metrics()
+        yield from self._identity_metrics()
         yield GaugeMetricFamily("p2pdist_peers", "Connected peers.", len(agent.exchange.links))
         yield GaugeMetricFamily("p2pdist_pulls", "Blobs on their way.", len(agent.puller.arrivals))
         yield GaugeMetricFamily("p2pdist_tasks", "Running tasks.", trio.lowlevel.current_statistics().tasks_living)
@@ -99,6 +100,22 @@ class AgentCollector(Collector):
             up.add_metric([each.address], int(each.state == IN_USE))
             swarms.add_metric([each.address], each.swarms)
         yield from (up, swarms)
+
+    def _identity_metrics(self) -> Iterator[Metric]:
+        keeper = self._agent.keeper
+        if keeper is None:
+            return
+        yield GaugeMetricFamily(
+            "p2pdist_identity_ends_timestamp_seconds",
+            "When the certificate in force ends, Unix time.",
+            keeper.identity.credential.not_after,
+        )
+        refused = CounterMetricFamily(
+            "p2pdist_connections_refused", "Connections that came to nothing for a certificate.", labels=["reason"]
+        )
+        for reason, count in self._agent.refusals.counts.items():
+            refused.add_metric([reason], count)
+        yield refused
 
     def _origin_metrics(self) -> Iterator[Metric]:
         families: dict[str, CounterMetricFamily] = {}

@@ -134,9 +134,9 @@ class Neighbourhood:
             if why := identity.still(link.channel.holder):
                 log.warning("peer dropped", peer=link.peer_id, address=link.address, why=why)
                 link.close(why)
-            elif quiet and link.idle and link.credential is not identity.credential:
+            elif link.idle and (link.channel.worn or (quiet and link.credential is not identity.credential)):
                 quiet = False
-                link.close("a renewed certificate is to be used")
+                link.close("it is to be made anew, with new keys")
 
     def _should_dial(self, known: _Known) -> bool:
         peer, now, links = known.address.peer_id, trio.current_time(), self.exchange.links

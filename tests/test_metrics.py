@@ -3,23 +3,25 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+import trio
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from p2pdist.agent import Agent
 from p2pdist.config import Address, AgentConfig, RegistryConfig
 from p2pdist.core.state import Counters
+from p2pdist.identity.keeper import Files, FilesKeeper
 from tests.fake_registry import FakeRegistry
 from tests.http_client import Client
+from tests.identities import make_authority, pem_of
 from tests.nodes import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import trio
 
 ANY_PORT = Address("127.0.0.1", 0)
 
@@ -87,3 +89,25 @@ async def test_every_counter_of_the_machine_is_shown_with_its_unit(tmp_path: Pat
         assert names & {f"p2pdist_swarm_{field.name}_total", f"p2pdist_swarm_{field.name}_bytes_total"}, field.name
     assert len(names) == len(fields(Counters))
     nursery.cancel_scope.cancel()
+
+
+async def test_an_agent_with_an_identity_shows_when_it_ends_and_whom_it_keeps_out(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    ours = make_authority(tmp_path / "ca")
+    pem, key = pem_of(ours, "node-7")
+    for name, data in (("ca.pem", ours.certificate), ("cert.pem", pem), ("key.pem", key)):
+        (tmp_path / name).write_bytes(data)
+    keeper = FilesKeeper(Files(tmp_path / "ca.pem", tmp_path / "cert.pem", tmp_path / "key.pem"))
+    agent = Agent(config_of(tmp_path / "data", "http://127.0.0.1:1"), keeper=keeper)
+    await nursery.start(agent.run)
+    async with await trio.open_tcp_stream("127.0.0.1", agent.peers_at.port) as stream:
+        await stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
+        with suppress(trio.BrokenResourceError):
+            await stream.receive_some(100)
+    await eventually(lambda: agent.refusals.counts["plain"] == 1)
+    after = shown(agent)
+    assert after["p2pdist_identity_ends_timestamp_seconds"] == keeper.identity.credential.not_after
+    assert after["p2pdist_connections_refused_total reason=plain"] == 1
+    assert agent.peer_id == keeper.identity.name.peer_id
+    assert agent.status()["cluster"] == "lab"

@@ -32,6 +32,8 @@ MAX_RECORD_BYTES = 5 + 16384 + 256
 CIPHER_BYTES = 256 * 1024 + MAX_RECORD_BYTES
 SLICE_BYTES = 128 * 1024
 STREAM_BYTES = 4 * MAX_RECORD_BYTES
+WORN_BYTES = 64 << 30
+"""Sent with one key: far below what AES-GCM is good for (2**24.5 records, RFC 8446, 5.5); Python renews none."""
 MAX_UNASKED_BYTES = 64 * 1024
 """Answers to what the other side asks of TLS itself (new keys), which wait for it to read them."""
 
@@ -56,11 +58,17 @@ class TlsChannel:
         self._tail = b""
         """The beginning of a record whose rest has not come."""
         self._unsent = memoryview(b"")
+        self._sent_bytes = 0
 
     @property
     def backlog(self) -> int:
         """Bytes of a record that is not whole yet: they were read from the socket, and give nothing so far."""
         return len(self._tail)
+
+    @property
+    def worn(self) -> bool:
+        """Whether the connection should be made anew, in a quiet moment, for its key has served for long."""
+        return self._sent_bytes > WORN_BYTES
 
     async def handshake(self) -> None:
         """Finish the handshake; the caller sets the deadline.
@@ -184,7 +192,9 @@ class TlsChannel:
         try:
             while self._unsent or self._outgoing.pending:
                 self._unsent = self._unsent or memoryview(self._outgoing.read())
-                self._unsent = self._unsent[self.sock.send(self._unsent) :]
+                sent = self.sock.send(self._unsent)
+                self._sent_bytes += sent
+                self._unsent = self._unsent[sent:]
         except BlockingIOError:
             return False
         return True

@@ -148,6 +148,7 @@ class ClearChannel:
 
     backlog = 0
     holder = None
+    worn = False
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock

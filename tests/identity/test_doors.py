@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from p2pdist.core.types import PeerId
 from p2pdist.core.wire import VERSION, Decoder, Hello, PeerAddress, Revoked, encode
 from p2pdist.errors import P2PDistError
-from p2pdist.identity.channel import TlsChannel, TlsStream, detached
+from p2pdist.identity.channel import WORN_BYTES, TlsChannel, TlsStream, detached
 from p2pdist.identity.credentials import SPEAK, no_certificate, stranger
 from p2pdist.identity.refusals import QUIET_S, Refusals
 from p2pdist.store.memory import MemoryStore
@@ -179,7 +179,7 @@ async def test_two_agents_of_a_cluster_are_linked_and_one_that_is_revoked_loses_
             await eventually(lambda: not nodes[0].peers and not nodes[1].peers)
 
 
-async def test_after_a_renewal_idle_links_are_made_anew_and_busy_ones_left_alone(
+async def test_after_a_renewal_or_with_a_worn_key_idle_links_are_made_anew_and_busy_ones_left_alone(
     ours: Authority, quick_clock: MockClock
 ) -> None:
     with closing(MemoryStore(max_bytes=1 << 20)) as store, closing(MemoryStore(max_bytes=1 << 20)) as other:
@@ -198,7 +198,11 @@ async def test_after_a_renewal_idle_links_are_made_anew_and_busy_ones_left_alone
             assert nodes[0].exchange.links[nodes[1].peer_id] is first
             first._incoming.clear()
             await eventually(lambda: nodes[0].peers == {2} and nodes[0].exchange.links[nodes[1].peer_id] is not first)
-            assert nodes[0].exchange.links[nodes[1].peer_id].credential is fresh
+            second = nodes[0].exchange.links[nodes[1].peer_id]
+            assert second.credential is fresh
+            assert isinstance(second.channel, TlsChannel)
+            second.channel._sent_bytes = WORN_BYTES + 1
+            await eventually(lambda: nodes[0].peers == {2} and nodes[0].exchange.links[nodes[1].peer_id] is not second)
 
 
 async def test_another_agent_than_the_one_that_was_named_is_not_talked_to(
