@@ -102,14 +102,12 @@ class AgentCollector(Collector):
         yield from (up, swarms)
 
     def _identity_metrics(self) -> Iterator[Metric]:
-        keeper = self._agent.keeper
-        if keeper is None:
-            return
-        yield GaugeMetricFamily(
-            "p2pdist_identity_ends_timestamp_seconds",
-            "When the certificate in force ends, Unix time.",
-            keeper.identity.credential.not_after,
+        ends = GaugeMetricFamily(
+            "p2pdist_identity_ends_timestamp_seconds", "When the certificate in force ends, Unix time.", labels=()
         )
+        if (keeper := self._agent.keeper) is not None:
+            ends.add_metric((), keeper.identity.credential.not_after)
+        yield ends
         refused = CounterMetricFamily(
             "p2pdist_connections_refused", "Connections that came to nothing for a certificate.", labels=["reason"]
         )
