@@ -77,6 +77,8 @@ class Membership:
         """Give up what was under way with a peer that has gone."""
         if (peer := self._state.book.pop(peer_id)) is None:
             return
+        if not self._state.book.peers and not self._state.book.is_banned(peer_id, self._state.now):
+            self._leasing.lost_all()
         self._giving.lost(peer)
         for blob in list(peer.shared):
             self.unhold(peer, blob)

@@ -13,6 +13,7 @@ from p2pdist.core import events as ev
 from p2pdist.core.lease import (
     LEASES,
     LEFT_ALONE,
+    LOST_S,
     MANY,
     NEVER,
     REACH_PER_MEMBER,
@@ -24,6 +25,7 @@ from p2pdist.core.lease import (
     rank_of,
     weight,
 )
+from p2pdist.core.reputation import Offence
 from p2pdist.core.wire import Done, Failed, Lease, Renew
 from tests.script import CHUNK, ME, B, Script, checksums, done, fetch, fetches, share, tell, told, write
 from tests.strategies import checksum, digest, peer
@@ -335,14 +337,40 @@ def test_what_a_peer_has_is_not_fetched() -> None:
 
 def test_a_swarm_that_changes_shares_its_chunks_anew() -> None:
     script = Script()
-    script.connect(2)
-    script.start()
-    script.says(2, share())
+    script.connect(2, 3)
+    script.start(16)
+    script.says(2, share(size=16 * CHUNK))
+    script.says(3, share(size=16 * CHUNK, wants=False))
     script.tick(SETTLE_S)
     script.on(ev.PeerLost(peer=peer(2)))
     assert script.machine._leasing.fetching() < LEASES
     script.tick(SETTLE_S + 0.1)
     assert script.machine._leasing.fetching() == LEASES
+
+
+def test_who_loses_all_peers_at_once_waits_for_some_to_come_back_but_not_for_long_nor_often() -> None:
+    script = Script()
+    script.connect(2)
+    script.start(16)
+    script.says(2, share(range(16), size=16 * CHUNK, wants=False))
+    script.now = script.machine.state.helped_at = 10.0
+    script.on(ev.PeerLost(peer=peer(2)))
+    assert fetches(script.tick(10.0 + LOST_S - 0.1)) == []
+    script.connect(2)
+    script.says(2, share(range(16), size=16 * CHUNK, wants=False))
+    assert fetches(script.tick(10.0 + LOST_S + SETTLE_S)) == []
+    script.on(ev.PeerLost(peer=peer(2)))
+    assert fetches(script.tick(script.now + 0.1)) == [0, 1, 2, 3]
+
+
+def test_a_last_peer_that_is_banned_is_not_waited_for() -> None:
+    script = Script()
+    script.connect(2)
+    script.start(16)
+    script.says(2, share(range(16), size=16 * CHUNK, wants=False))
+    script.now = 10.0
+    script.on(ev.PeerOffended(peer=peer(2), offence=Offence.PROTOCOL, why="nonsense"))
+    assert fetches(script.tick(10.1)) == [0, 1, 2, 3]
 
 
 def test_when_the_scheduler_is_lost_rendezvous_takes_over_after_settling() -> None:

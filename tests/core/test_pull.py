@@ -388,7 +388,7 @@ def test_a_fetch_whose_content_came_from_a_peer_meanwhile_holds_no_request_any_m
     script.on(VERIFIED)
     script.on(ev.SchedulerLost())
     script.on(ev.PeerLost(peer=peer(2)))
-    assert len(fetches(script.start(2 * LEASES, blob=digest(2)))) == LEASES
+    assert len(fetches(script.start(2 * LEASES, blob=digest(2), shared=False))) == LEASES
 
 
 def test_content_larger_than_a_chunk_is_fetched_by_each_for_itself() -> None:
