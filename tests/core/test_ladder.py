@@ -11,15 +11,21 @@ from p2pdist.core.ladder import (
     LARGE,
     LONELY_S,
     MAX_SPREADING_S,
+    MAX_TURNS,
     MISSING_AT_ONCE,
     MISSING_S,
     ORPHAN_S,
     SPREADING_CHUNKS,
     STALL_S,
+    TURN_S,
 )
+from p2pdist.core.lease import rank_of
 from p2pdist.core.wire import Grant, Lease, Missing, pack_indices
-from tests.script import CHUNK, B, Script, checksums, done, fetch, fetches, have, share, told
+from tests.script import CHUNK, ME, B, Script, checksums, done, fetch, fetches, have, share, told
 from tests.strategies import digest, peer
+
+FIRST = 5
+"""A chunk of B that rendezvous gives to the agent under test, in a swarm of it and peer 2."""
 
 
 def pulling(holding: list[int], *, seed: int = 0, chunks: int = 4) -> Script:
@@ -134,16 +140,16 @@ def test_what_is_refused_for_good_is_never_fetched_again() -> None:
 
 
 def test_a_chunk_that_was_fetched_but_reaches_no_neighbour_is_reported_and_then_fetched() -> None:
-    script = pulling([0])
+    script = pulling([0], chunks=6)
     script.now = 1.0
-    script.ordered(checksums(0, 2))
+    script.ordered(checksums(0, FIRST, size=6 * CHUNK))
     script.tick(1.0)
     # Without the word of the scheduler it would be two seconds after the last help.
     script.now = script.machine.state.helped_at = 2.0
     reported = [now / 10 for now in range(20, 50) if told(script.tick(now / 10), Missing)]
     assert reported[0] == pytest.approx(1.0 + MISSING_S + 0.1)
     assert fetches(script.tick(1.0 + ORPHAN_S)) == []
-    assert script.tick(1.0 + ORPHAN_S + 0.1)[-1] == fetch(2)
+    assert script.tick(1.0 + ORPHAN_S + 0.1)[-1] == fetch(FIRST)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +158,8 @@ def test_a_chunk_that_was_fetched_but_reaches_no_neighbour_is_reported_and_then_
 def test_while_other_chunks_come_an_orphan_is_waited_for_as_long_as_some_of_these_take(
     chunk_s: float, wait_s: float
 ) -> None:
-    script = pulling([0])
-    script.ordered(checksums(2))
+    script = pulling([0], chunks=6)
+    script.ordered(checksums(FIRST, size=6 * CHUNK))
     script.tick(1.0)
     state = script.machine.state
     state.chunk_s, reported = chunk_s, []
@@ -163,9 +169,28 @@ def test_while_other_chunks_come_an_orphan_is_waited_for_as_long_as_some_of_thes
         reported += [script.now] * len(told(out, Missing))
         if fetches(out):
             break
-    assert fetches(out) == [2]
+    assert fetches(out) == [FIRST]
     assert script.now == pytest.approx(1.0 + wait_s, abs=0.2)
     assert reported[0] == pytest.approx(1.0 + wait_s - ORPHAN_S + MISSING_S, abs=0.2)
+
+
+def test_in_a_small_swarm_the_members_take_turns_in_fetching_an_orphan() -> None:
+    def waits(index: int) -> float:
+        script = Script(scheduled=True)
+        others = range(2, 7)
+        script.connect(*others)
+        script.start(20)
+        for other in others:
+            script.says(other, share([], size=20 * CHUNK))
+        script.ordered(checksums(index, size=20 * CHUNK))
+        script.tick(1.0)
+        script.now = script.machine.state.helped_at = 8.0
+        return fetched_at(script)[0] - 1.0
+
+    swarm = [peer(number) for number in range(1, 7)]
+    for index in range(20):
+        turn_s = min(rank_of(ME, B, index, swarm), MAX_TURNS) * TURN_S
+        assert waits(index) == pytest.approx(max(7.1, ORPHAN_S + turn_s), abs=0.2)
 
 
 def test_in_a_large_swarm_only_few_lose_patience_first() -> None:
@@ -180,6 +205,17 @@ def test_in_a_large_swarm_only_few_lose_patience_first() -> None:
     waited = [waits(seed) for seed in range(60)]
     assert all(ORPHAN_S < each <= 2 * ORPHAN_S + 0.2 for each in waited)
     assert sum(each < 1.5 * ORPHAN_S for each in waited) <= 12
+
+
+def test_an_orphan_that_came_after_the_scheduler_was_lost_is_not_fetched_again() -> None:
+    script = pulling([0], chunks=6)
+    script.ordered(checksums(FIRST, size=6 * CHUNK))
+    script.tick(1.0)
+    script.on(ev.SchedulerLost())
+    script.says(2, have(FIRST), Grant(1))
+    script.arrives(2, FIRST, grant=1)
+    while script.now < 2 * ORPHAN_S:
+        assert FIRST not in fetches(script.tick(script.now + 0.1))
 
 
 def test_a_chunk_that_shows_up_at_a_neighbour_is_no_orphan_any_more() -> None:
