@@ -128,6 +128,8 @@ class Arrival:
         self.suspects &= ~gone
         self._aged &= ~gone
         self._young = deque(entry for entry in self._young if not gone >> entry[1] & 1)
+        # What comes in their place may come from a peer again.
+        self.origin_chunks.difference_update(indices)
         for reader in self.readers:
             reader.recall(self.chunks, indices)
         self.wake()

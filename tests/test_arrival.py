@@ -164,6 +164,14 @@ async def test_a_reader_that_was_given_a_wrong_chunk_is_never_brought_to_the_end
     late.close()
 
 
+async def test_what_comes_in_the_place_of_a_forgotten_chunk_is_not_beyond_suspicion(scene: Scene) -> None:
+    for index in (0, 1):
+        scene.write(index)
+        scene.arrival.origin_chunks.add(index)
+    scene.forget(1)
+    assert scene.arrival.origin_chunks == {0}
+
+
 async def test_a_waiting_reader_hears_at_once_that_it_was_misled(
     scene: Scene, autojump_clock: trio.testing.MockClock
 ) -> None:
