@@ -72,6 +72,7 @@ else
 	$(call rollout,W4-W7) --workload W4-upgrade --workload W4-layers --workload W7
 	$(BIN)/p2pdist bench simulate --like-lab --runs $(RUNS)
 	$(BIN)/p2pdist bench simulate --nodes 300 --image-mib 128
+	$(BIN)/p2pdist bench schedules --processes 2
 	$(BIN)/p2pdist bench scheduler
 	$(BIN)/p2pdist bench node --runs 1
 endif

@@ -13,6 +13,7 @@ from bench.schedules.network import Actor, Connection
 from bench.schedules.tracking import Tracking
 from p2pdist.core import events as ev
 from p2pdist.core import wire
+from p2pdist.core.chunkmap import MIN_CHUNK_BYTES
 from p2pdist.core.pull import TICK_S, PullMachine
 from p2pdist.core.reputation import Offence
 from p2pdist.core.state import PullSettings
@@ -84,6 +85,8 @@ class Link:
     incoming: dict[int, tuple[Digest, int]] = field(default_factory=dict)
     jobs: deque[_Job] = field(default_factory=deque)
     sending: bool = False
+    received_bytes: float = 0.0
+    """Of chunks, also of those that are not whole yet."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,9 @@ class Agent(Actor):
     def _ticks(self) -> Iterator[float]:
         yield self.rng.uniform(0, TICK_S)
         while True:
-            self.feed(ev.Ticked())
+            awaited = self.machine.awaited(self.network.now)
+            received = {peer: int(self.links[peer].received_bytes) for peer in awaited if peer in self.links}
+            self.feed(ev.Ticked(received=received))
             self.world.watch.looked(self)
             pause_s = TICK_S if self.machine.busy or self.pulls else IDLE_TICK_S
             # A busy machine's clock: now and then a tick is late by a lot.
@@ -184,6 +189,7 @@ class Agent(Actor):
                 for job in link.jobs if link is not None else ():
                     job.cancelled = job.cancelled or job.number == command.number
             case ev.FetchOrigin():
+                self.world.watch.fetches(self, command)
                 pull = self.pulls.get(command.blob)
                 if pull is not None:
                     self.spawn(self._fetch(pull, command.index, command.count))
@@ -235,7 +241,7 @@ class Agent(Actor):
         pull = self.pulls.pop(digest, None)
         if pull is None:
             return
-        self.world.watch.failed(self, pull.blob, causes)
+        self.world.watch.failed(self, pull, causes)
         pull.ended_s, pull.causes = self.network.now, causes
         self.ended.append(pull)
         self.spawn(self._retry(pull))
@@ -273,6 +279,8 @@ class Agent(Actor):
     def _forget(self, digest: Digest, indices: list[int]) -> None:
         for index in indices:
             self.store.get(digest, {}).pop(index, None)
+        if (pull := self.pulls.get(digest)) is not None:
+            pull.origin_chunks.difference_update(indices)
 
     def _stored(self, blob: Blob) -> ev.BlobStored:
         return ev.BlobStored(blob=blob.digest, size_bytes=blob.size_bytes, media_type="", checksums=blob.checksums)
@@ -517,7 +525,8 @@ class Agent(Actor):
         """Send the chunks in line, one after the other."""
         peer = link.peer
         while link.jobs and self.links.get(peer.peer_id) is link:
-            job, left_s = link.jobs[0], self.world.chunk_s(self)
+            job, whole_s = link.jobs[0], self.world.chunk_s(self)
+            left_s = whole_s
             while left_s > 0 and not job.cancelled and self.links.get(peer.peer_id) is link:
                 slow = self.world.slowness(self, peer)
                 if self.network.cut(self.name, peer.name) or (self.liar is not None and self.liar.stalls(job.number)):
@@ -525,6 +534,7 @@ class Agent(Actor):
                 step_s = min(left_s * slow, STEP_S)
                 yield step_s
                 left_s -= step_s / slow
+                self._come(link, step_s / slow / whole_s)
             if self.links.get(peer.peer_id) is not link:
                 return
             link.jobs.popleft()
@@ -532,7 +542,14 @@ class Agent(Actor):
                 link.connection.post(self, wire.Refuse(job.number))
             else:
                 checksum = job.checksum if self.liar is None else self.liar.sends(job.checksum)
+                self.world.imports[peer.rack] += peer.rack != self.rack
                 link.connection.post(self, ChunkBytes(job.number, checksum))
             if self.links.get(peer.peer_id) is link:
                 self.feed(ev.ChunkSent(peer=peer.peer_id, number=job.number))
         link.sending = False
+
+    def _come(self, link: Link, part: float) -> None:
+        """Let part of a chunk reach the peer."""
+        other = link.peer.links.get(self.peer_id)
+        if other is not None and other.connection is link.connection:
+            other.received_bytes += part * MIN_CHUNK_BYTES

@@ -16,10 +16,8 @@ if TYPE_CHECKING:
     from bench.schedules.agent import Agent, Link
     from bench.schedules.plan import Fault
     from bench.schedules.world import Blob
-    from p2pdist.core.types import Checksum
+    from p2pdist.core.types import Checksum, PeerId
 
-_OWN_GRANTS = 1_000_000
-"""Grants of such numbers are the liar's own, not its machine's."""
 _GRANT_S = 0.3
 
 
@@ -30,7 +28,8 @@ class Liar:
         self._agent = agent
         self._ratios = {fault.kind: fault.ratio for fault in faults}
         self._rng = agent.network.rng(f"{agent.peer_id}/lies")
-        self._grants = _OWN_GRANTS
+        self._grants: set[tuple[PeerId, int]] = set()
+        """Its own, not its machine's."""
         self._stalled: dict[int, bool] = {}
         if "claims" in self._ratios:
             agent.spawn(self._grant())
@@ -72,7 +71,9 @@ class Liar:
 
     def hears(self, link: Link, message: wire.Message) -> bool:
         """Deal with what concerns its own grants; return whether its machine is not to hear of it."""
-        if not isinstance(message, wire.Take | wire.Decline | wire.Cancel) or message.number < _OWN_GRANTS:
+        if not isinstance(message, wire.Take | wire.Decline | wire.Cancel):
+            return False
+        if (link.peer.peer_id, message.number) not in self._grants:
             return False
         if isinstance(message, wire.Take):
             answers: list[object] = [ChunkBytes(message.number, self._fake(message.blob, message.index)), None]
@@ -87,6 +88,8 @@ class Liar:
         while True:
             yield _GRANT_S
             for link in list(self._agent.links.values()):
-                if self._does("claims"):
-                    self._grants += 1
-                    link.connection.post(self._agent, wire.Grant(self._grants))
+                known = self._agent.machine.book.peers.get(link.peer.peer_id)
+                if known is not None and self._does("claims"):
+                    number = known.number()
+                    self._grants.add((link.peer.peer_id, number))
+                    link.connection.post(self._agent, wire.Grant(number))

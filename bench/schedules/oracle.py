@@ -7,7 +7,11 @@ ends right       once what was wrong has ended, every pull of an honest node tha
 promise          a pull fails only where, for PROMISE_S, neither the origin nor peers could have given what it lacked
 lease            of each scheduler: no chunk is leased twice at a time; who holds a lease is there; who has died or says
                  nothing has none left after LEASE_S; what is free goes to who may have it within one tick
-egress           the origin gives each byte once, and again only for what went wrong (`egress_bound`)
+egress           nobody fetches what it has, but what peers dispute; the origin gives each byte once, and again only for
+                 what went wrong: a copy of the image for each node hit and each pull that failed, one for each node
+                 where a partition, or a lost scheduler without mDNS, leaves each alone, RECHECKS + 1 for each node that
+                 is lied to, LEASES chunks for each node that waits while the origin fails, and one copy where there is
+                 no scheduler: who had all before the others came is not taken at its word (core/lease.py, DOUBTERS)
 bounded          what an agent keeps in memory, and what waits on a connection, keeps within the limits
 consistent       what a machine believes to have is what the store has; counts are what they count
 protocol         no honest process finds that another honest one broke the protocol, or is banned by it without a cause
@@ -18,17 +22,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.schedules.agent import MAX_INCOMING, Agent
+from bench.schedules.agent import MAX_INCOMING, RECHECKS, Agent
 from bench.schedules.network import DEAD_S
+from bench.schedules.plan import ORIGIN_KINDS, SCHEDULER_KINDS
 from p2pdist.core import events as ev
 from p2pdist.core import wire
+from p2pdist.core.lease import LEASES
 from p2pdist.core.reputation import Offence
-from p2pdist.errors import IntegrityError, StoreError
+from p2pdist.core.serve import GRANT_TIMEOUT_S
+from p2pdist.errors import DeniedByOrigin, IntegrityError, StoreError
 from scheduler.pace import MEMBER_LEASES
 from scheduler.swarm import LEASE_S, PUSH_S
 
 if TYPE_CHECKING:
-    from bench.schedules.agent import Link
+    from bench.schedules.agent import Link, Pull
     from bench.schedules.network import Actor
     from bench.schedules.tracker import Scheduler
     from bench.schedules.world import Blob, World
@@ -92,7 +99,8 @@ class Watch:
 
     def banned(self, agent: Agent, command: ev.DropPeer) -> None:
         peer = self.world.agents[command.peer]
-        if agent.liar is None and not self._somebody_lies and command.offence is not Offence.STALLED:
+        slow = command.offence in (Offence.STALLED, Offence.SLOW_READER)
+        if agent.liar is None and not self._somebody_lies and not slow:
             self._fail("protocol", f"node {agent.number} bans node {peer.number}, which is honest: {command.reason}")
 
     def broke_protocol(self, finder: Actor, sender: Actor, error: RemoteProtocolError) -> None:
@@ -103,11 +111,20 @@ class Watch:
         if link.peer.liar is None:
             self._fail("bounded", f"node {agent.number} waits for {MAX_INCOMING} chunks of node {link.peer.number}")
 
-    def failed(self, agent: Agent, blob: Blob, causes: list[Exception]) -> None:
+    def fetches(self, agent: Agent, command: ev.FetchOrigin) -> None:
+        progress = agent.machine.blobs.get(command.blob)
+        for index in range(command.index, command.index + command.count):
+            if progress is not None and progress.offered >> index & 1 and index not in progress.disputed:
+                self._fail(
+                    "egress", f"node {agent.number} fetches chunk {index} of {_short(command.blob)}, which it has"
+                )
+
+    def failed(self, agent: Agent, pull: Pull, causes: list[Exception]) -> None:
         """A pull has failed: was that allowed?"""
         self.failures += 1
         if agent.liar is not None:
             return
+        blob = pull.blob
         what = f"node {agent.number} fails {_short(blob.digest)}: {causes[-1]!r}"
         if isinstance(causes[-1], StoreError):
             if not self.world.disk_is_full(agent):
@@ -115,6 +132,9 @@ class Watch:
         elif isinstance(causes[-1], IntegrityError):
             if (agent.name, blob) not in self.world.origin.misled:
                 self._fail("promise", f"{what}, and the origin gave it nothing wrong")
+        elif isinstance(causes[-1], DeniedByOrigin):
+            if not self.world.origin.denied(agent, pull.began_s):
+                self._fail("promise", f"{what}, which the origin did not")
         elif self.world.now - self.world.origin.well_since(agent) > PROMISE_S:
             self._fail("promise", f"{what}, and the origin has been well for {PROMISE_S:.0f} s")
         elif not self._somebody_lies and self._could_get(agent, blob):
@@ -259,8 +279,20 @@ class Watch:
             self._fail("egress", f"{read} chunks were read from the origin, more than {most:.0f}")
 
     def egress_bound(self) -> float:
-        """Return the most chunks that the origin may give in this schedule."""
-        return float("inf")
+        """Return the most chunks that the origin may give: all of them once, and what the faults may cost."""
+        schedule, blobs = self.world.schedule, self.world.blobs.values()
+        copies: float = 1 + (not schedule.schedulers) + self.failures
+        waiting = 0
+        for fault in schedule.faults:
+            if fault.kind in ORIGIN_KINDS:
+                waiting += schedule.nodes * LEASES
+            elif fault.kind in ("claims", "poisons"):
+                copies += (RECHECKS + 1) * schedule.nodes * len(fault.nodes)
+            elif fault.kind == "parted" or (fault.kind in SCHEDULER_KINDS and not schedule.mdns):
+                copies += schedule.nodes
+            else:
+                copies += len(fault.nodes)
+        return copies * sum(blob.count for blob in blobs) + waiting
 
     @property
     def egress_ratio(self) -> float:
@@ -269,16 +301,19 @@ class Watch:
 
     def nothing_left(self) -> None:
         """Check that no entry of a pull outlives it."""
+        # Grants go on for as long as a liar says that it wants something.
+        old = self.world.now - GRANT_TIMEOUT_S - 1
         for agent in self.world.honest:
             self.look_at(agent)
             machine, who = agent.machine, f"node {agent.number}"
+            uploads = [upload for peer in machine.book.peers.values() for upload in peer.uploads.values()]
             left: dict[str, object] = {
                 "fetches": machine._leasing._fetching,
                 "due": machine._leasing._due,
                 "granted": machine._leasing._granted,
                 "ranked": machine._leasing._ranked,
                 "waiting": machine._taking._waiting,
-                "uploads": [peer.uploads for peer in machine.book.peers.values() if peer.uploads],
+                "uploads": [upload for upload in uploads if upload.since < old],
                 "downloads": [peer.downloads for peer in machine.book.peers.values() if peer.downloads],
                 "asked": [progress.asked for progress in machine.blobs.values() if progress.asked],
                 "late": [progress.late for progress in machine.blobs.values() if progress.late],

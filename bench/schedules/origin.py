@@ -53,6 +53,15 @@ class Origin:
         ended = (fault.until_s for fault in self._faults if not fault.nodes or agent.number in fault.nodes)
         return max((until for until in ended if until <= self.network.now), default=float("-inf"))
 
+    def denied(self, agent: Agent, since: float) -> bool:
+        """Whether it has denied a node something since then."""
+        denials = (fault for fault in self._faults if fault.kind == "denied")
+        return any(
+            fault.at_s <= self.network.now and fault.until_s >= since
+            for fault in denials
+            if not fault.nodes or agent.number in fault.nodes
+        )
+
     def read(self, agent: Agent, blob: Blob, index: int) -> Generator[float, None, tuple[Checksum, float]]:
         """Return a chunk's checksum, after as long as the client tries, and how long its bytes took.
 

@@ -65,7 +65,8 @@ class Schedule:
     Args:
         chunks: of each blob.
         manifest: whether each node also pulls one blob of which it knows only the digest.
-        schedulers: 0, 1 or 2; without one all nodes know each other.
+        schedulers: 0, 1 or 2.
+        mdns: whether all nodes know each other without one; they do where there is none.
         chunk_s: what a chunk takes from node to node at least, and four times that at most.
         spread_s: the pulls start within so long.
         racks: 0 for none.
@@ -76,6 +77,7 @@ class Schedule:
     chunks: tuple[int, ...]
     manifest: bool = False
     schedulers: int = 0
+    mdns: bool = True
     chunk_s: float = 0.05
     spread_s: float = 1.0
     racks: int = 0
@@ -106,6 +108,7 @@ class Schedule:
     def __str__(self) -> str:
         blobs = " + ".join(map(str, self.chunks)) + (" chunks and a manifest" if self.manifest else " chunks")
         schedulers = {0: "no scheduler", 1: "a scheduler"}.get(self.schedulers, f"{self.schedulers} schedulers")
+        schedulers += " and mDNS" if self.schedulers and self.mdns else ""
         racks = f", {self.racks} racks" if self.racks else ""
         head = f"{self.nodes} nodes, {schedulers}{racks}, {blobs} of {self.chunk_s:g} s, within {self.spread_s:g} s"
         return "\n".join([f"seed {self.seed}: {head}", *map(str, sorted(self.faults, key=lambda fault: fault.at_s))])
@@ -131,6 +134,7 @@ def draw(seed: int) -> Schedule:
         chunks=tuple(rng.randint(4 if blobs == 1 else 1, 24 // blobs) for _ in range(blobs)),
         manifest=rng.random() < 0.3,
         schedulers=schedulers,
+        mdns=not schedulers or rng.random() < 0.5,
         chunk_s=rng.choice((0.02, 0.05, 0.2, 0.6)),
         spread_s=round(rng.uniform(0.1, 3), 2),
         racks=rng.choice((0, 0, 0, 2)),

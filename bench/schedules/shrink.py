@@ -94,7 +94,8 @@ def _smaller(schedule: Schedule) -> Iterator[Schedule]:
         for node in reversed(range(schedule.nodes)):
             yield schedule.without_node(node)
     if schedule.schedulers:
-        yield replace(schedule, schedulers=schedule.schedulers - 1, faults=_without_scheduler(schedule))
+        left = schedule.schedulers - 1
+        yield replace(schedule, schedulers=left, mdns=schedule.mdns or not left, faults=_without_scheduler(schedule))
     if schedule.racks:
         yield replace(schedule, racks=0)
     for index, count in enumerate(schedule.chunks):

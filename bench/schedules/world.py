@@ -7,6 +7,7 @@ same schedule gives the same world.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,8 @@ class World(Network):
     def __init__(self, schedule: Schedule) -> None:
         super().__init__(schedule.seed)
         self.schedule = schedule
+        self.imports: Counter[str] = Counter()
+        """Chunks that came into each rack from another."""
         self.retries = True
         """Whether runtimes ask again for what failed."""
         self.watch = Watch(self)
@@ -107,12 +110,10 @@ class World(Network):
         return any(fault.hits(agent.number, self.now) for fault in self._full)
 
     def enlist(self, agent: Agent) -> None:
-        """Let an agent find its schedulers, or all other agents where there is none."""
-        if self.schedulers:
-            agent.tracking.begin()
-            return
+        """Let an agent find its schedulers, and by mDNS all other agents."""
+        agent.tracking.begin()
         for other in self.agents.values():
-            if other is not agent:
+            if self.schedule.mdns and other is not agent:
                 self.after(agent.rng.uniform(0, ENLIST_S), agent.act, agent.meet, other.peer_id)
 
     # ------------------------------------------------------------------ play
@@ -124,7 +125,18 @@ class World(Network):
             Violation: something does not hold.
         """
         self.begin()
+        for agent in self.agents.values():
+            start_s = ENLIST_S + self.rng(f"start/{agent.number}").uniform(0, self.schedule.spread_s)
+            self.at(start_s, agent.act, self.pull_all, agent)
         self.run(max(self.schedule.quiet_s, self.schedule.spread_s + ENLIST_S))
+        self.settle()
+
+    def settle(self) -> None:
+        """Run until all pulls have ended, and nothing can be under way any more; check what must hold then.
+
+        Raises:
+            Violation: something does not hold.
+        """
         until = self.now + LIMIT_S
         while self.now < until and not self.watch.is_over():
             self.run(self.now + 1)
@@ -134,20 +146,18 @@ class World(Network):
         self.watch.nothing_left()
 
     def begin(self) -> None:
-        """Put everything in the calendar that does not follow from something else."""
+        """Let all agents find each other, and put the faults in the calendar; nobody pulls yet."""
         for agent in self.agents.values():
             lies = [fault for fault in self.schedule.faults if fault.kind in LIAR_KINDS and agent.number in fault.nodes]
             if lies:
                 agent.liar = Liar(agent, lies)
             self.enlist(agent)
-            start_s = ENLIST_S + self.rng(f"start/{agent.number}").uniform(0, self.schedule.spread_s)
-            self.at(start_s, agent.act, self.pull_all, agent)
         for fault in self.schedule.faults:
             self.at(fault.at_s, self._strike, fault)
 
-    def pull_all(self, agent: Agent) -> None:
+    def pull_all(self, agent: Agent, *, shared: bool = True) -> None:
         for blob in self.blobs.values():
-            agent.pull(blob)
+            agent.pull(blob, shared=shared)
 
     def _strike(self, fault: Fault) -> None:
         names = frozenset(self.peer_id(node) for node in fault.nodes)

@@ -1,203 +1,129 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole swarms on virtual time (tests/swarm_model.py): whatever goes wrong, every pull ends, and ends right.
+"""Whole swarms on virtual time (bench/schedules): what certain situations may cost.
 
-A failing case names its seed: the same seed plays the same swarm again.
+What goes wrong at random is in tests/bench/schedules. A failing case names its seed: the same plays the same swarm.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
 
-from tests.strategies import CHUNK
-from tests.swarm_model import Blob, Faults, Node, World, blob
+from bench.schedules.plan import Fault, Schedule, draw
+from bench.schedules.world import World
 
 SEEDS = range(25)
-LIMIT_S = 300
+RACKS = 3
+BY = pytest.mark.parametrize("schedulers", [1, 0], ids=["scheduler", "mesh"])
 
 
-def image(rng: Random) -> list[Blob]:
-    """A manifest, a layer, and a small one."""
-    return [
-        blob(1, 3000, sized=False),
-        blob(2, CHUNK * rng.randint(1, 24) - rng.randint(0, 1000)),
-        blob(3, CHUNK * rng.randint(0, 10) + 7),
-    ]
+def calm(seed: int, schedulers: int) -> Schedule:
+    """A swarm of a seed in which nothing goes wrong."""
+    return replace(draw(seed), schedulers=schedulers, mdns=True, racks=0, faults=())
 
 
-def pull_all(world: World, node: Node) -> None:
-    for entry in world.blobs.values():
-        world.pull(node, entry)
+def played(schedule: Schedule, *faults: Fault) -> World:
+    world = World(replace(schedule, faults=faults))
+    world.play()
+    return world
 
 
-def rollout(world: World, first_s: float, last_s: float) -> None:
-    """Let every node begin at some time between these."""
-    for node in world.nodes.values():
-        world.after(world.rng.uniform(first_s, last_s), lambda node=node: pull_all(world, node))  # type: ignore[misc]
-
-
-def ended(world: World) -> None:
-    world.settle(LIMIT_S)
-    world.assert_all_have(*world.blobs.values())
-    world.assert_nothing_left()
+def some_time(seed: int, name: str, first_s: float, last_s: float) -> float:
+    return Random(f"{seed}/{name}").uniform(first_s, last_s)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_with_a_scheduler_the_origin_gives_each_byte_once(seed: int) -> None:
-    rng = Random(seed)
-    world = World(seed, rng.randint(3, 8), image(rng))
-    world.start_scheduler()
-    rollout(world, 0.6, 1.6)
-    world.run(2)
-    ended(world)
-    assert set(world.egress.values()) == {1}
+    assert set(played(calm(seed, 1)).origin.egress.values()) == {1}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_without_a_scheduler_agents_that_know_each_other_fetch_each_byte_about_once(seed: int) -> None:
-    rng = Random(seed)
-    world = World(seed, rng.randint(3, 8), [blob(2, 60 * CHUNK)])
-    world.mesh(0.4)
-    rollout(world, 0.5, 1.0)
-    world.run(2)
-    ended(world)
-    assert world.egress_ratio() <= 1.1
+    world = played(Schedule(seed=seed, nodes=3 + seed % 6, chunks=(60,), spread_s=0.5))
+    assert world.watch.egress_ratio <= 1.1
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("scheduler", [True, False], ids=["scheduler", "mesh"])
-def test_lost_late_and_corrupt_chunks_and_a_failing_origin_only_slow_it_down(scheduler: bool, seed: int) -> None:
-    rng = Random(seed)
-    faults = Faults(fetch_fails=0.1, chunk_lost=0.03, chunk_late=0.03, chunk_corrupt=0.01)
-    world = World(seed, rng.randint(3, 8), image(rng), faults=faults)
-    if scheduler:
-        world.start_scheduler()
-    world.mesh()
-    rollout(world, 0.6, 1.6)
-    world.run(2)
-    ended(world)
-    # The worst is each for itself.
-    assert world.egress_ratio() < 0.75 * len(world.nodes)
+def test_a_scheduler_that_dies_and_comes_back_costs_little(seed: int) -> None:
+    died_s, gone_s = some_time(seed, "died", 0.7, 2.5), some_time(seed, "back", 0.2, 4)
+    world = played(
+        calm(seed, 1), Fault(kind="scheduler killed", at_s=died_s, for_s=gone_s * (seed % 10 < 7), nodes=(0,))
+    )
+    assert world.watch.egress_ratio < 2.5
 
 
+@BY
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_scheduler_that_dies_and_comes_back_loses_nothing(seed: int) -> None:
-    rng = Random(seed)
-    world = World(seed, rng.randint(3, 8), image(rng))
-    world.start_scheduler()
-    world.mesh()
-    rollout(world, 0.6, 1.6)
-    died_s = rng.uniform(0.7, 2.5)
-    world.after(died_s, world.stop_scheduler)
-    if rng.random() < 0.7:
-        world.after(died_s + rng.uniform(0.2, 4), world.start_scheduler)
-    world.run(8)
-    ended(world)
-    assert world.egress_ratio() < 2.5
+def test_agents_that_die_and_come_back_go_on_where_they_were(schedulers: int, seed: int) -> None:
+    died_s, gone_s = some_time(seed, "died", 0.7, 3), some_time(seed, "back", 0.1, 5)
+    nodes = (0, 1)[: 1 + seed % 2]
+    world = played(
+        calm(seed, schedulers), Fault(kind="killed", at_s=died_s, for_s=gone_s * (seed % 10 < 7), nodes=nodes)
+    )
+    assert world.watch.egress_ratio < (2.5 if schedulers else 3)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("scheduler", [True, False], ids=["scheduler", "mesh"])
-def test_agents_that_die_and_come_back_go_on_where_they_were(scheduler: bool, seed: int) -> None:
-    rng = Random(seed)
-    world = World(seed, rng.randint(3, 8), image(rng), faults=Faults(chunk_lost=0.02, fetch_fails=0.05))
-    if scheduler:
-        world.start_scheduler()
-    world.mesh()
-    rollout(world, 0.6, 1.6)
-
-    def back(node: Node) -> None:
-        world.restart(node)
-        world.enlist(node)
-        for other in world.nodes:
-            world.connect(node.peer, other)
-        pull_all(world, node)
-
-    for node in list(world.nodes.values())[: rng.randint(1, 2)]:
-        died_s = rng.uniform(0.7, 3)
-        world.after(died_s, lambda node=node: world.kill(node))  # type: ignore[misc]
-        if rng.random() < 0.7:
-            world.after(died_s + rng.uniform(0.1, 5), lambda node=node: back(node))  # type: ignore[misc]
-    world.run(9)
-    ended(world)
-    assert world.egress_ratio() < 2.5
+def test_an_agent_whose_connections_all_break_at_once_does_not_fetch_the_rest_for_itself() -> None:
+    ratios = []
+    for seed in SEEDS:
+        swarm = Schedule(seed=seed, nodes=6, chunks=(24,), chunk_s=0.2, spread_s=0.5)
+        reset = Fault(kind="reset", at_s=some_time(seed, "reset", 1.5, 3), nodes=(0,))
+        ratios.append(played(swarm, reset).watch.egress_ratio)
+    # Some are back too late.
+    assert sum(ratios) / len(ratios) <= 1.4
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_node_that_comes_late_takes_all_from_the_others_even_without_the_origin(seed: int) -> None:
-    rng = Random(seed)
-    world = World(seed, 4, image(rng))
-    world.mesh()
-    early, late = list(world.nodes.values())[:3], list(world.nodes.values())[3]
-    for node in early:
-        world.after(rng.uniform(0.6, 1.6), lambda node=node: pull_all(world, node))  # type: ignore[misc]
-    world.run(2)
-    world.settle(LIMIT_S)
-    before, world.faults = world.egress.total(), Faults(fetch_fails=1.0)
-    pull_all(world, late)
-    ended(world)
-    assert world.egress.total() == before
+    without = Fault(kind="refused", at_s=0, for_s=500, nodes=(3,))
+    world = World(replace(calm(seed, 0), nodes=4, faults=(without,)))
+    world.begin()
+    world.run(1)
+    for number in range(3):
+        world.pull_all(world.agent(number))
+    world.run(60)
+    assert all(world.agent(number).whole == world.blobs.keys() for number in range(3))
+    before = world.origin.egress.total()
+    world.pull_all(world.agent(3))
+    world.settle()
+    assert world.origin.egress.total() == before
 
 
-RACKS = 3
-
-
+@BY
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("scheduler", [True, False], ids=["scheduler", "mesh"])
-def test_a_chunk_comes_into_each_rack_about_once(scheduler: bool, seed: int) -> None:
-    world = World(seed, 9, [blob(2, 60 * CHUNK)], racks=RACKS)
-    if scheduler:
-        world.start_scheduler()
-    world.mesh(0.4)
-    rollout(world, 0.6, 1.0)
-    world.run(2)
-    ended(world)
+def test_a_chunk_comes_into_each_rack_about_once(schedulers: int, seed: int) -> None:
+    world = played(Schedule(seed=seed, nodes=9, chunks=(60,), schedulers=schedulers, spread_s=0.4, racks=RACKS))
     # What is fetched from the origin is in one rack already. A member that joins takes over what others have under way.
     assert world.imports.total() <= 1.15 * (RACKS - 1) * 60
 
 
+@pytest.mark.parametrize("kind", ["killed", "frozen"])
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("dies", [True, False], ids=["dies", "hangs"])
-def test_when_an_importer_dies_or_hangs_its_rack_goes_on(dies: bool, seed: int) -> None:
-    world = World(seed, 9, [blob(2, 60 * CHUNK)], faults=Faults(chunk_lost=0.02), racks=RACKS)
-    world.start_scheduler()
-    world.mesh(0.4)
-    rollout(world, 0.6, 1.0)
-    victims = list(world.nodes.values())[:2]
-    for node in victims:
-        action = world.kill if dies else world.hang
-        world.after(world.rng.uniform(0.8, 2), lambda node=node, action=action: action(node))  # type: ignore[misc]
-    world.run(3)
-    world.settle(60)
-    world.assert_all_have(*world.blobs.values())
-    for node in victims:
-        # By now the links' own deadlines have closed them; only then are the slots free again.
-        world.kill(node)
-    world.assert_nothing_left()
+def test_when_an_importer_dies_or_hangs_its_rack_goes_on(kind: str, seed: int) -> None:
+    begins_s = some_time(seed, kind, 0.8, 2)
+    gone = Fault(kind=kind, at_s=begins_s, for_s=100, nodes=(0, 1))
+    world = World(Schedule(seed=seed, nodes=9, chunks=(60,), schedulers=1, spread_s=0.4, racks=RACKS, faults=(gone,)))
+    world.begin()
+    world.run(1)
+    for agent in world.agents.values():
+        agent.act(world.pull_all, agent)
+    world.run(60)
+    assert all(world.agent(number).whole == world.blobs.keys() for number in range(2, 9))
+    world.run(110)
+    world.settle()
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_private_pull_goes_through_beside_a_shared_one(seed: int) -> None:
-    world = World(seed, 3, image(Random(seed)))
-    world.mesh()
-    first, *others = world.nodes.values()
-    for entry in world.blobs.values():
-        world.pull(first, entry, shared=False)
-        for node in others:
-            world.pull(node, entry)
-    ended(world)
+    world = World(replace(calm(seed, 0), nodes=3))
+    world.begin()
+    world.run(1)
+    first, *others = world.agents.values()
+    world.pull_all(first, shared=False)
+    for agent in others:
+        world.pull_all(agent)
+    world.settle()
     assert not first.machine.counters.from_peers
     assert not first.machine.counters.to_peers
-
-
-def test_the_same_seed_plays_the_same_swarm() -> None:
-    def play() -> list[object]:
-        world = World(7, 6, image(Random(7)), faults=Faults(chunk_lost=0.05, fetch_fails=0.1))
-        world.start_scheduler()
-        rollout(world, 0.6, 1.6)
-        world.run(2)
-        world.settle(LIMIT_S)
-        return [node.machine.counters for node in world.nodes.values()]
-
-    assert play() == play()

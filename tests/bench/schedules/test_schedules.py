@@ -52,7 +52,7 @@ def test_a_schedule_says_what_goes_wrong_in_the_order_of_time() -> None:
         Fault(kind="scheduler killed", at_s=4, nodes=(0,)),
     )
     assert str(Schedule(seed=3, nodes=4, chunks=(8, 2), manifest=True, schedulers=1, faults=faults)).splitlines() == [
-        "seed 3: 4 nodes, a scheduler, 8 + 2 chunks and a manifest of 0.05 s, within 1 s",
+        "seed 3: 4 nodes, a scheduler and mDNS, 8 + 2 chunks and a manifest of 0.05 s, within 1 s",
         "   1.00 s  node 2: killed for good",
         "   2.00 s  origin: error to all for 1.00 s",
         "   3.00 s  origin: busy to node 1 for 1.00 s (5)",
