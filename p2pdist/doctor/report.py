@@ -70,7 +70,7 @@ CHECKS: Mapping[str, str] = MappingProxyType(
         "peers": "The agent is connected to other agents.",
         "mdns": "Agents on this network hear of each other by multicast.",
         "peer-versions": "All agents run the same version.",
-        "scheduler": "The scheduler is connected, where one is configured.",
+        "scheduler": "The schedulers are connected, where any are configured.",
         "origin-dns": "The registries' names resolve.",
         "origin-connect": "The registries' ports can be reached.",
         "origin-tls": "The registries' certificates are trusted.",
