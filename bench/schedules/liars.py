@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bench.schedules.agent import ChunkBytes
 from p2pdist.core import wire
-from p2pdist.core.chunkmap import ChunkMap, from_bytes, to_bytes
+from p2pdist.core.chunkmap import ChunkMap, from_bytes, members, to_bytes
 from p2pdist.core.verify import checksum_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class Liar:
         if "claims" not in self._ratios or not isinstance(message, wire.Share) or message.size_bytes < 0:
             return message
         count = ChunkMap.of(message.size_bytes).count
-        have, own = from_bytes(message.have, count), self._agent.machine.blobs[message.blob].own
+        have = from_bytes(message.have, count)
+        own = dict(zip(members(have), wire.unpack_checksums(message.checksums, have.bit_count()), strict=True))
         checksums = [own[index] if have >> index & 1 else self._fake(message.blob, index) for index in range(count)]
         full = to_bytes((1 << count) - 1, count)
         return wire.Share(message.blob, message.size_bytes, full, b"".join(checksums), message.wants, "", message.reply)

@@ -9,7 +9,8 @@ lease            of each scheduler: no chunk is leased twice at a time; who hold
                  nothing has none left after LEASE_S; what is free goes to who may have it within one tick
 egress           nobody fetches what it has, but what peers dispute; the origin gives each byte once, and again only for
                  what went wrong: a copy of the image for each node hit and each pull that failed, one for each node
-                 where a partition, or a lost scheduler without mDNS, leaves each alone, RECHECKS + 1 for each node that
+                 where a partition, a lost scheduler without mDNS, or one that got all and gives nothing leaves each
+                 alone, RECHECKS + 1 for each node that
                  is lied to, LEASES chunks for each node that waits while the origin fails, and one copy where there is
                  no scheduler: who had all before the others came is not taken at its word (core/lease.py, DOUBTERS)
 bounded          what an agent keeps in memory, and what waits on a connection, keeps within the limits
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from bench.schedules.agent import MAX_INCOMING, RECHECKS, Agent
 from bench.schedules.network import DEAD_S
-from bench.schedules.plan import ORIGIN_KINDS, SCHEDULER_KINDS
+from bench.schedules.plan import LIAR_KINDS, ORIGIN_KINDS, SCHEDULER_KINDS
 from p2pdist.core import events as ev
 from p2pdist.core import wire
 from p2pdist.core.lease import LEASES
@@ -221,8 +222,10 @@ class Watch:
                 self._absent.setdefault(agent.peer_id, self.world.now)
         for registry in scheduler.state._registries.values():
             self._look_at_registry(scheduler, registry)
-        if scheduler.state.reports.out and not self._somebody_lies:
-            self._fail("protocol", f"{scheduler.name} shuts out who is honest")
+        for peer in scheduler.state.reports.out:
+            # Who was unplugged or frozen has let chunks of all others go late.
+            if not self._somebody_lies and not self._disturbed(self.world.agents[peer], 0.0):
+                self._fail("protocol", f"{scheduler.name} shuts out who is honest")
 
     def _look_at_registry(self, scheduler: Scheduler, registry: Registry) -> None:
         state, now = scheduler.state, self.world.now
@@ -284,13 +287,13 @@ class Watch:
         copies: float = 1 + (not schedule.schedulers) + self.failures
         waiting = 0
         for fault in schedule.faults:
+            if fault.kind in ("claims", "poisons", "wrong"):
+                copies += (RECHECKS + 1) * schedule.nodes * max(1, len(fault.nodes))
             if fault.kind in ORIGIN_KINDS:
                 waiting += schedule.nodes * LEASES
-            elif fault.kind in ("claims", "poisons"):
-                copies += (RECHECKS + 1) * schedule.nodes * len(fault.nodes)
-            elif fault.kind == "parted" or (fault.kind in SCHEDULER_KINDS and not schedule.mdns):
+            elif fault.kind in ("parted", "stalls") or (fault.kind in SCHEDULER_KINDS and not schedule.mdns):
                 copies += schedule.nodes
-            else:
+            elif fault.kind not in LIAR_KINDS or fault.kind == "corrupts":
                 copies += len(fault.nodes)
         return copies * sum(blob.count for blob in blobs) + waiting
 
