@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from xxhash import xxh3_128
 
 from p2pdist.core.chunkmap import ChunkMap, from_bytes, members, to_bytes
+from p2pdist.core.packing import pack_indices, unpack_checksums
 from p2pdist.core.types import PeerId, parse_digest
 from p2pdist.core.wire import (
     VERSION,
@@ -36,8 +37,6 @@ from p2pdist.core.wire import (
     Share,
     Take,
     encode,
-    pack_indices,
-    unpack_checksums,
 )
 
 if TYPE_CHECKING:

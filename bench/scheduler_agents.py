@@ -44,6 +44,7 @@ from bench.scheduler_model import (
 )
 from p2pdist.core.chunkmap import chunk_set, to_bytes
 from p2pdist.core.lease import NEVER, RENEW_S
+from p2pdist.core.packing import pack_indices
 from p2pdist.core.wire import (
     VERSION,
     Ask,
@@ -62,7 +63,6 @@ from p2pdist.core.wire import (
     Resolved,
     Stored,
     encode,
-    pack_indices,
 )
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from p2pdist.core.addresses import telling
 from p2pdist.core.chunkmap import ChunkMap, lowest, members
 from p2pdist.core.ladder import MISSING_AT_ONCE
 from p2pdist.core.lease import DOUBTERS, FIRST_AHEAD, NEVER
+from p2pdist.core.packing import pack_indices, unpack_checksums, unpack_indices
 from p2pdist.core.progress import read_share
 from p2pdist.core.runs import MAX_RUN_BYTES, run_from
 from p2pdist.core.types import PeerId
@@ -42,9 +43,6 @@ from p2pdist.core.wire import (
     Resolved,
     Stored,
     View,
-    pack_indices,
-    unpack_checksums,
-    unpack_indices,
 )
 from p2pdist.errors import RemoteProtocolError
 from scheduler.checksums import Archive

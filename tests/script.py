@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from p2pdist.core import events as ev
 from p2pdist.core import wire
 from p2pdist.core.chunkmap import chunk_set, to_bytes
+from p2pdist.core.packing import pack_indices
 from p2pdist.core.pull import PullMachine
 from p2pdist.core.reputation import BAN_S, Offence
 from p2pdist.core.state import PullSettings
@@ -44,7 +45,7 @@ def share(
 
 
 def have(*indices: int, blob: Digest = B) -> wire.Have:
-    return wire.Have(blob, wire.pack_indices(indices), b"".join(checksum(index) for index in indices))
+    return wire.Have(blob, pack_indices(indices), b"".join(checksum(index) for index in indices))
 
 
 def join(*indices: int, size: int = CHUNKS * CHUNK, blob: Digest = B) -> ev.Tell:
@@ -54,7 +55,7 @@ def join(*indices: int, size: int = CHUNKS * CHUNK, blob: Digest = B) -> ev.Tell
 
 def checksums(*indices: int, wrong: Iterable[int] = (), size: int = CHUNKS * CHUNK) -> wire.Checksums:
     words = b"".join(checksum(index + 1000 if index in wrong else index) for index in indices)
-    return wire.Checksums(B, size, wire.pack_indices(indices), words)
+    return wire.Checksums(B, size, pack_indices(indices), words)
 
 
 def done(index: int, *, size: int = CHUNKS * CHUNK, word: Checksum | None = None) -> ev.Tell:

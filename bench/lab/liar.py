@@ -23,20 +23,9 @@ import trio
 from bench.lab.lying_peer import Behaviour, Conversation
 from p2pdist.config import Address
 from p2pdist.core.chunkmap import ChunkMap, to_bytes
+from p2pdist.core.packing import unpack_checksums, unpack_indices
 from p2pdist.core.types import PeerId, parse_digest
-from p2pdist.core.wire import (
-    VERSION,
-    Checksums,
-    Decoder,
-    Failed,
-    Hello,
-    Join,
-    Lease,
-    Neighbours,
-    encode,
-    unpack_checksums,
-    unpack_indices,
-)
+from p2pdist.core.wire import VERSION, Checksums, Decoder, Failed, Hello, Join, Lease, Neighbours, encode
 from p2pdist.errors import RemoteProtocolError
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from p2pdist.core.chunkmap import ChunkMap, chunk_set, to_bytes
+from p2pdist.core.packing import pack_indices
 from p2pdist.core.types import PeerId
 from p2pdist.core.verify import checksum_of
 from p2pdist.core.wire import (
@@ -28,7 +29,6 @@ from p2pdist.core.wire import (
     Share,
     Take,
     encode,
-    pack_indices,
     span_header,
 )
 

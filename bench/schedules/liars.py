@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from bench.schedules.agent import ChunkBytes
 from p2pdist.core import wire
 from p2pdist.core.chunkmap import ChunkMap, from_bytes, members, to_bytes
+from p2pdist.core.packing import unpack_checksums
 from p2pdist.core.verify import checksum_of
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Liar:
             return message
         count = ChunkMap.of(message.size_bytes).count
         have = from_bytes(message.have, count)
-        own = dict(zip(members(have), wire.unpack_checksums(message.checksums, have.bit_count()), strict=True))
+        own = dict(zip(members(have), unpack_checksums(message.checksums, have.bit_count()), strict=True))
         checksums = [own[index] if have >> index & 1 else self._fake(message.blob, index) for index in range(count)]
         full = to_bytes((1 << count) - 1, count)
         return wire.Share(message.blob, message.size_bytes, full, b"".join(checksums), message.wants, "", message.reply)

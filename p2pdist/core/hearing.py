@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 from p2pdist.core.chunkmap import ChunkMap, chunk_set, members
 from p2pdist.core.events import ForgetChunks, LookUp
+from p2pdist.core.packing import check_checksums, unpack_checksums, unpack_indices
 from p2pdist.core.peerbook import MAX_SHARED_BLOBS
 from p2pdist.core.progress import MAX_WHOLE_BYTES, read_share
 from p2pdist.core.reputation import Offence
 from p2pdist.core.verify import Basis
-from p2pdist.core.wire import Refuted, check_checksums, unpack_checksums, unpack_indices
+from p2pdist.core.wire import Refuted
 from p2pdist.errors import RemoteProtocolError
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from p2pdist.core.chunkmap import lowest, members
 from p2pdist.core.lease import LEASES, rank_of
-from p2pdist.core.wire import Missing, pack_indices
+from p2pdist.core.packing import pack_indices
+from p2pdist.core.wire import Missing
 
 if TYPE_CHECKING:
     from p2pdist.core.lease import Leasing

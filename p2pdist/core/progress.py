@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from p2pdist.core.chunkmap import MIN_CHUNK_BYTES, ChunkMap, chunk_set, from_bytes, members, to_bytes
+from p2pdist.core.packing import INDEX_BYTES, pack_indices, unpack_checksums
 from p2pdist.core.select import window_set
 from p2pdist.core.verify import CHECKSUM_BYTES, Vouchers
-from p2pdist.core.wire import INDEX_BYTES, Have, Join, Share, pack_indices, unpack_checksums
+from p2pdist.core.wire import Have, Join, Share
 from p2pdist.errors import RemoteProtocolError
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from p2pdist.core.events import CancelSend, SendChunk
+from p2pdist.core.packing import pack_indices
 from p2pdist.core.peerbook import Upload
 from p2pdist.core.reputation import Offence
-from p2pdist.core.wire import Decline, Grant, Have, Refuse, Take, pack_indices
+from p2pdist.core.wire import Decline, Grant, Have, Refuse, Take
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, get_type_hints
 import msgpack
 
 from p2pdist.core.chunkmap import MAX_BLOB_BYTES
-from p2pdist.core.types import Checksum, Digest, PeerId, parse_digest, parse_peer_id
-from p2pdist.core.verify import CHECKSUM_BYTES
+from p2pdist.core.types import Digest, PeerId, parse_digest, parse_peer_id
 from p2pdist.errors import InvalidInput, RemoteProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
@@ -596,37 +595,3 @@ class Decoder:
         take = max(0, min(upto - len(self._pending), len(data)))
         self._pending += data[:take]
         return take
-
-
-INDEX_BYTES = 4
-
-
-def pack_indices(indices: Sequence[int]) -> bytes:
-    """Return chunk indices as 4-byte little-endian numbers."""
-    return struct.pack(f"<{len(indices)}I", *indices)
-
-
-def unpack_indices(data: bytes, count: int) -> list[int]:
-    """Return packed chunk indices, each < count.
-
-    Raises:
-        RemoteProtocolError: not whole numbers of 4 bytes, or one out of range.
-    """
-    if len(data) % 4:
-        raise RemoteProtocolError("chunk indices cut short")
-    indices = list(struct.unpack(f"<{len(data) // 4}I", data))
-    if indices and max(indices) >= count:
-        raise RemoteProtocolError(f"chunk {max(indices)} of a blob of {count}")
-    return indices
-
-
-def check_checksums(data: bytes, count: int) -> None:
-    """Raise RemoteProtocolError where these are not so many checksums."""
-    if len(data) != count * CHECKSUM_BYTES:
-        raise RemoteProtocolError(f"{len(data)} bytes of checksums for {count} chunks")
-
-
-def unpack_checksums(data: bytes, count: int) -> list[Checksum]:
-    """Return `count` checksums; raises RemoteProtocolError on another length."""
-    check_checksums(data, count)
-    return [Checksum(data[at : at + CHECKSUM_BYTES]) for at in range(0, len(data), CHECKSUM_BYTES)]

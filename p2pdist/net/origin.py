@@ -74,13 +74,10 @@ class RegistrySettings:
 
 
 @dataclass(frozen=True, slots=True)
-class _Origin:
-    """What an upstream is made from, with its CA file and what it said."""
+class _Origin(RegistrySettings):
+    """The same with what the CA file said: what an upstream is made from."""
 
-    url: str
-    ca_file: Path | None = None
     pem: bytes | None = None
-    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -582,7 +579,7 @@ def _origin(registry: str, settings: RegistrySettings) -> _Origin:
         pem = ca_file.read_bytes() if ca_file is not None else None
     except OSError as error:
         raise ConfigError(f"registry {registry}: cannot use the CA file {ca_file}: {error.strerror}") from error
-    return _Origin(settings.url, ca_file, pem, settings.hosts)
+    return _Origin(settings.url, ca_file, settings.hosts, pem)
 
 
 def _tls_context(registry: str, origin: _Origin) -> ssl.SSLContext:

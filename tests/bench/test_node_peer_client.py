@@ -7,6 +7,7 @@ import pytest
 
 from bench.node_peer_client import PlayedPeer, Wish
 from p2pdist.core.chunkmap import ChunkMap, to_bytes
+from p2pdist.core.packing import pack_indices
 from p2pdist.core.types import parse_digest
 from p2pdist.core.verify import checksum_of
 from p2pdist.core.wire import (
@@ -22,7 +23,6 @@ from p2pdist.core.wire import (
     Share,
     Take,
     encode,
-    pack_indices,
     span_header,
 )
 

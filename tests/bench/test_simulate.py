@@ -14,6 +14,7 @@ from bench.simulator.plan import MBIT, Plan
 from bench.simulator.run import simulate_once
 from bench.simulator.sizes import frame_bytes
 from p2pdist.core import wire
+from p2pdist.core.packing import pack_indices
 from p2pdist.core.types import Checksum, Digest
 
 SMALL = Plan(nodes=30, image_mib=16)
@@ -107,7 +108,7 @@ def test_who_is_called_off_gives_its_share_to_the_others() -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_size_of_a_message_is_nearly_that_of_its_frame(count: int) -> None:
-    have = wire.Have(Digest(f"sha256:{0:064x}"), wire.pack_indices([*range(count)]), Checksum(b"x" * 16) * count)
+    have = wire.Have(Digest(f"sha256:{0:064x}"), pack_indices([*range(count)]), Checksum(b"x" * 16) * count)
 
     assert abs(frame_bytes(have) - len(wire.encode(have))) <= 8
 

@@ -12,6 +12,7 @@ from p2pdist.core import wire
 from p2pdist.core.hearing import REFUTED_MAX, WRONG_WORDS
 from p2pdist.core.ladder import DISPUTE_S
 from p2pdist.core.lease import NEWS_S, holder_of, rank_of
+from p2pdist.core.packing import pack_indices
 from p2pdist.core.peerbook import MAX_SHARED_BLOBS
 from p2pdist.core.reputation import Offence
 from p2pdist.core.wire import Decline, Grant, Lease, Room, Unshare
@@ -225,7 +226,7 @@ def drops(out: list[ev.Command]) -> list[tuple[int, Offence]]:
 def says_wrong(script: Script, number: int, *indices: int) -> list[ev.Command]:
     """Let a peer announce chunks with wrong checksums."""
     words = b"".join(checksum(index + 1000) for index in indices)
-    return script.says(number, wire.Have(B, wire.pack_indices(indices), words))
+    return script.says(number, wire.Have(B, pack_indices(indices), words))
 
 
 def test_false_checksums_are_found_out_before_a_byte_was_taken() -> None:

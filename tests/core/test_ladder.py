@@ -20,7 +20,8 @@ from p2pdist.core.ladder import (
     TURN_S,
 )
 from p2pdist.core.lease import rank_of
-from p2pdist.core.wire import Grant, Lease, Missing, pack_indices
+from p2pdist.core.packing import pack_indices
+from p2pdist.core.wire import Grant, Lease, Missing
 from tests.script import CHUNK, ME, B, Script, checksums, done, fetch, fetches, have, share, told
 from tests.strategies import digest, peer
 

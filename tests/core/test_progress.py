@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pdist.core.chunkmap import ChunkMap, chunk_set, members
+from p2pdist.core.packing import pack_indices
 from p2pdist.core.progress import Progress, read_share
-from p2pdist.core.wire import Have, Share, pack_indices
+from p2pdist.core.wire import Have, Share
 from p2pdist.errors import RemoteProtocolError
 from tests.strategies import CHUNK, checksum, digest, peer
 

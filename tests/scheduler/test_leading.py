@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pdist.core.packing import pack_indices
 from p2pdist.core.schedulers import home_of
-from p2pdist.core.wire import Lease, Leave, Message, Missing, Present, Renew, View, pack_indices
+from p2pdist.core.wire import Lease, Leave, Message, Missing, Present, Renew, View
 from scheduler.leading import TAKEOVER_S, Leading
 from scheduler.pace import MEMBER_LEASES
 from scheduler.swarm import ADOPTED, LEASE_S

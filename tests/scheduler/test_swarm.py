@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from p2pdist.core.chunkmap import chunk_set, to_bytes
 from p2pdist.core.lease import DOUBTERS, NEVER
+from p2pdist.core.packing import pack_indices
 from p2pdist.core.wire import (
     Ask,
     Banned,
@@ -32,7 +33,6 @@ from p2pdist.core.wire import (
     Resolve,
     Resolved,
     Stored,
-    pack_indices,
 )
 from p2pdist.errors import RemoteProtocolError
 from scheduler import swarm as module
