@@ -26,6 +26,7 @@ from p2pdist import __version__, listening, logs
 from p2pdist.config import Address
 from p2pdist.core import events as ev
 from p2pdist.core.chunkmap import MAX_CHUNK_BYTES
+from p2pdist.core.crew import MAX_PEERS_PER_DEGREE
 from p2pdist.core.pull import PullMachine
 from p2pdist.core.racks import place_of
 from p2pdist.core.rate import TokenBucket, slots_within
@@ -118,7 +119,7 @@ class Agent:
         self.neighbourhood = Neighbourhood(
             self._hello,
             degree=config.degree,
-            max_peers=min(config.max_connections, 4 * config.degree),
+            max_peers=min(config.max_connections, MAX_PEERS_PER_DEGREE * config.degree),
             upload_limit=_bucket(config.upload_limit, SPAN_BYTES),
         )
         self.neighbourhood.refusals = self.refusals

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from p2pdist.core.crew import MESH_PER_DEGREE, foremost
+from p2pdist.core.events import SchedulerConnected
 from p2pdist.core.reputation import BAN_S, Offence
 from p2pdist.core.types import PeerId
 from p2pdist.core.wire import MESSAGE_BYTES, VERSION, Decoder, Grant, Hello, PeerAddress, Room, encode, span_header
@@ -263,6 +265,7 @@ async def test_dialled_and_inbound_peers_together_stay_within_the_bound(
     node = make(1, degree=4, max_peers=6)
     others = [make(number) for number in range(2, 14)]
     async with running(node, *others):
+        node.exchange.feed(SchedulerConnected())
         node.meet(*others)
         await trio.sleep(10)
         assert len(node.peers) == 4
@@ -270,6 +273,21 @@ async def test_dialled_and_inbound_peers_together_stay_within_the_bound(
             other.meet(node)
         await trio.sleep(30)
         assert len(node.peers) == 6
+
+
+async def test_without_a_scheduler_all_are_dialled_as_far_as_they_are_few_and_the_foremost_beyond(
+    make: Callable[..., Node], quick_clock: MockClock
+) -> None:
+    node = make(1, degree=1, max_peers=8)
+    node.neighbourhood.hubs = 3
+    others = [make(number) for number in range(2, 14)]
+    first = foremost([other.peer_id for other in others], 3)
+    hubs = [other for other in others if other.peer_id in first]
+    async with running(node, *others):
+        node.meet(*(other for other in others if other not in hubs), *hubs)
+        await trio.sleep(10)
+        assert len(node.peers) == MESH_PER_DEGREE + 3
+        assert {hub.number for hub in hubs} <= node.peers
 
 
 async def test_peers_that_the_scheduler_names_are_dialled_beyond_the_degree_and_within_the_bound(

@@ -21,6 +21,7 @@ from bench.simulator.sizes import frame_bytes
 from p2pdist.core import events as ev
 from p2pdist.core import wire
 from p2pdist.core.chunkmap import ChunkMap
+from p2pdist.core.crew import HUBS, MAX_PEERS_PER_DEGREE, MESH_PER_DEGREE, foremost
 from p2pdist.core.pull import PullMachine
 from p2pdist.core.state import PullSettings
 from p2pdist.core.types import Digest, PeerId
@@ -40,8 +41,6 @@ DIAL_TRIPS = 4
 """One-way trips until a dialled peer is connected: TCP's handshake, then the hellos."""
 MEET_S = 3.0
 """Without a scheduler agents run so long before the first start: they know each other and have settled."""
-MAX_PEERS_PER_DEGREE = 4
-"""Connections that an agent takes, times its degree (agent.py)."""
 ORIGIN_SPREAD = 0.5
 """The registry's first byte takes so much less or more than it does in the mean."""
 LOOK_EVERY = 4096
@@ -145,6 +144,9 @@ class Swarm:
         self._pioneers = plan.nodes
         if plan.scheduler:
             self._at(PUSH_S, self._tick_scheduler, None)
+        else:
+            for node in self.alive:
+                self._find_peers(node)
         if plan.leave_per_minute:
             self._at(self._until_next_leaves(), self._somebody_leaves, None)
 
@@ -220,7 +222,7 @@ class Swarm:
         if plan.scheduler:
             self._scheduler.connected(wire.PeerAddress(peer, "192.0.2.1", 5051, "", settings.rack))
             self._feed(node, ev.SchedulerConnected())
-        else:
+        elif self._pioneers:
             self._find_peers(node)
         self._at(started_s + plan.resolve_s, self._start, node)
         self._at(started_s + self.rng.uniform(0, IDLE_TICK_S), self._tick, node)
@@ -305,9 +307,10 @@ class Swarm:
 
     def _find_peers(self, node: Node) -> None:
         """Dial some of those that are there, as an agent does that knows of others by mDNS."""
-        others = [other for other in self.alive if other is not node]
-        for other in self.rng.sample(others, min(self.plan.degree, len(others))):
-            self._at(self.now + DIAL_TRIPS * self._latency_s, self._connect, (node, other.peer))
+        others = {other.peer: other for other in self.alive if other is not node}
+        drawn = self.rng.sample(list(others), min(MESH_PER_DEGREE * self.plan.degree, len(others)))
+        for peer in dict.fromkeys([*foremost(others, HUBS), *drawn]):
+            self._at(self.now + DIAL_TRIPS * self._latency_s, self._connect, (node, peer))
 
     def _connect(self, argument: tuple[Node, PeerId]) -> None:
         node, other = argument[0], self.nodes[argument[1]]

@@ -80,6 +80,7 @@ class Hearing:
         self._note_share(progress, peer, message)
         if not message.reply:
             self._state.share_with(peer, progress, reply=True)
+            self._leasing.tell_newcomer(progress, peer)
         peer.passed_until = 0.0
         self._giving.grant()
 
@@ -92,7 +93,7 @@ class Hearing:
         bits, checksums = read_share(message, progress.chunks)
         progress.media_type = progress.media_type or message.media_type
         peer.shared[message.blob] = bits
-        self._holds(progress, bits)
+        self._holds(progress, peer, bits)
         self._heard(progress, peer, zip(members(bits), checksums, strict=True))
 
     def have_came(self, peer: Peer, message: Have) -> None:
@@ -105,7 +106,7 @@ class Hearing:
         known, new = peer.shared[message.blob], chunk_set(indices)
         peer.shared[message.blob] = known | new
         if progress.wanted:
-            self._holds(progress, new & ~known)
+            self._holds(progress, peer, new & ~known)
             if not progress.vouchers.agree(indices, message.checksums):
                 checksums = unpack_checksums(message.checksums, len(indices))
                 self._heard(progress, peer, zip(indices, checksums, strict=True))
@@ -121,8 +122,9 @@ class Hearing:
         else:
             self._membership.keep_to_ourselves(progress)
 
-    def _holds(self, progress: Progress, bits: int) -> None:
+    def _holds(self, progress: Progress, peer: Peer, bits: int) -> None:
         """Count a peer's chunks."""
+        progress.fetches.drop(peer.peer_id, bits)
         progress.add_holder(bits)
         if progress.news(bits):
             progress.progress_at = self._state.now

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from xxhash import xxh3_64_intdigest
 
 from p2pdist.core.chunkmap import chunk_set, lowest, members
+from p2pdist.core.crew import crew_of
 from p2pdist.core.events import FetchOrigin, Tell
 from p2pdist.core.runs import Rate, run_from, runs_of
 from p2pdist.core.wire import Done, Failed, Lease, Renew
@@ -160,7 +161,33 @@ class Leasing:
         elders = {other.peer_id for other in peers if other.wants.get(progress.blob, until + 1) <= until}
         if progress.since <= until:
             elders.add(self._state.peer_id)
-        return frozenset(elders | {peer.peer_id})
+        return crew_of(frozenset(elders | {peer.peer_id}))
+
+    def tell_newcomer(self, progress: Progress, peer: Peer) -> None:
+        """Tell a peer that is new to a swarm what of the blob is being fetched."""
+        if self._state.scheduled:
+            return
+        for blob, index in self._fetching:
+            if blob == progress.blob:
+                self._state.send(peer, Renew(blob, index))
+
+    def heard_of(self, peer: Peer, message: Renew | Failed) -> None:
+        """Take in that a peer fetches a chunk, or does not any more."""
+        progress = self._state.blobs.get(message.blob)
+        if progress is None or not progress.wanted or message.index >= progress.count:
+            return
+        if isinstance(message, Renew):
+            progress.fetches.note(peer.peer_id, message.index, self._state.now)
+        else:
+            progress.fetches.drop(peer.peer_id, 1 << message.index)
+
+    def _tell_members(self, progress: Progress, message: Renew | Failed) -> None:
+        """Tell those that want a blob, where no scheduler tells them what to fetch."""
+        if self._state.scheduled or not progress.shared:
+            return
+        for peer in self._state.book.peers.values():
+            if progress.blob in peer.wants:
+                self._state.send(peer, message)
 
     def retell(self, blob: Digest) -> None:
         """Tell a scheduler that is new to a blob what of it is being fetched."""
@@ -216,6 +243,8 @@ class Leasing:
         for index in range(event.index, event.index + event.count):
             key = (event.blob, index)
             self._end(*key)
+            if (progress := self._state.blobs.get(event.blob)) is not None:
+                self._tell_members(progress, Failed(*key, 0))
             if key in self._due:
                 self._due.discard(key)
                 self.tell(Failed(*key, NEVER if event.final else int(event.pause_s * 1000)))
@@ -269,6 +298,7 @@ class Leasing:
             for index in run:
                 self._fetching[blob, index] = request
                 progress.ask(index, None, now)
+                self._tell_members(progress, Renew(blob, index))
             self._state.out.append(FetchOrigin(blob=blob, index=run.start, count=len(run)))
 
     def renew(self) -> None:
@@ -279,6 +309,8 @@ class Leasing:
                 renewed.append(request)
                 if key in self._due:
                     self.tell(Renew(*key))
+                if (progress := self._state.blobs.get(key[0])) is not None:
+                    self._tell_members(progress, Renew(*key))
         for request in renewed:
             request.renewed_at = now
 
@@ -302,11 +334,15 @@ class Leasing:
         if settled and not self._requests:
             self._take_over()
 
+    def _crew(self, progress: Progress) -> frozenset[PeerId]:
+        """Return the members that fetch, as far as we know them."""
+        return crew_of(self.swarm_of(progress))
+
     def _take_over(self) -> None:
         """Fetch a chunk of a member that has many left, if there is one for which we come next."""
         left: dict[PeerId, int] = {}
         ours: list[tuple[Progress, int, PeerId]] = []
-        crowds = [(progress, self.swarm_of(progress), self._free(progress)) for progress in self._state.wanted()]
+        crowds = [(progress, self._crew(progress), self._free(progress)) for progress in self._state.wanted()]
         crowds = [crowd for crowd in crowds if len(crowd[1]) >= MANY and self._may_fetch(crowd[0], settled=True)]
         most = TAIL_PER_MEMBER * max((len(swarm) for _, swarm, _ in crowds), default=0)
         if sum(free.bit_count() for _, _, free in crowds) > most:
@@ -333,7 +369,8 @@ class Leasing:
         return known[1][index]
 
     def _free(self, progress: Progress) -> int:
-        return progress.full & ~(progress.have | progress.held | progress.inflight)
+        taken = progress.inflight | progress.fetches.under_way(self._state.now)
+        return progress.full & ~(progress.have | progress.held | taken)
 
     def _may_fetch(self, progress: Progress, *, settled: bool) -> bool:
         if progress.shared and (self._state.scheduled or not settled):
@@ -342,7 +379,7 @@ class Leasing:
 
     def _fetch_own(self, progress: Progress, within: int) -> None:
         """Fetch chunks of the set `within` that are ours, in order."""
-        swarm = self.swarm_of(progress)
+        swarm = self._crew(progress)
         while (index := self._own_chunk(progress, swarm, within)) is not None:
             if self._requests >= self._most(progress, swarm, index):
                 return
@@ -355,7 +392,7 @@ class Leasing:
         Blob by blob, whoever has many chunks of the first comes to those of the second last, and all readers of the
         second wait for them: of three blobs read at once, two stood still for 15 of 24 seconds.
         """
-        swarms = [(progress, self.swarm_of(progress)) for progress in read]
+        swarms = [(progress, self._crew(progress)) for progress in read]
         crowds = [(progress, swarm) for progress, swarm in swarms if len(swarm) > 1]
         while True:
             nexts = [
@@ -394,8 +431,11 @@ class Leasing:
     def _own_chunk(self, progress: Progress, swarm: frozenset[PeerId], within: int) -> int | None:
         """Return the next chunk in the set `within` that this agent leases to itself, or None."""
         state = self._state
+        if state.peer_id not in swarm:
+            return None
         nowhere = ~(progress.have | progress.held)
-        free = within & progress.full & ~progress.inflight & (nowhere | self._doubtful(progress, swarm))
+        taken = progress.inflight | progress.fetches.under_way(state.now)
+        free = within & progress.full & ~taken & (nowhere | self._doubtful(progress, swarm))
         if not free:
             return None
         if len(swarm) == 1:

@@ -83,9 +83,18 @@ class Membership:
         for blob in list(peer.shared):
             self.unhold(peer, blob)
         for progress in self._state.wanted():
+            progress.fetches.drop(peer_id)
             progress.disputed = {index: said for index, said in progress.disputed.items() if said[0] != peer_id}
         self._taking.lost(peer)
         self._giving.grant()
+
+    def unshared(self, peer: Peer, blob: Digest) -> None:
+        """Forget a peer's part in a blob's swarm."""
+        self.unhold(peer, blob)
+        peer.wants.pop(blob, None)
+        peer.cursors.pop(blob, None)
+        if (progress := self._state.blobs.get(blob)) is not None:
+            progress.fetches.drop(peer.peer_id)
 
     def offended(self, peer_id: PeerId, offence: Offence, reason: str) -> bool:
         """Count what a peer did; where that is enough, send it away, tell the scheduler, and return True."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from p2pdist.core.chunkmap import MIN_CHUNK_BYTES, ChunkMap, chunk_set, from_bytes, members, to_bytes
+from p2pdist.core.fetches import Fetches
 from p2pdist.core.packing import INDEX_BYTES, pack_indices, unpack_checksums
 from p2pdist.core.select import window_set
 from p2pdist.core.verify import CHECKSUM_BYTES, Vouchers
@@ -64,6 +65,7 @@ class Progress:
         when."""
         self.unweighed: dict[int, Checksum] = {}
         """What the scheduler has said since the check of the whole blob began."""
+        self.fetches = Fetches()
         self.held = 0
         """Chunks that some connected peer has."""
         self.spread = 0

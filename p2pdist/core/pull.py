@@ -421,9 +421,9 @@ class PullMachine:
             case wire.Share():
                 self._hearing.share_came(peer, message)
             case wire.Unshare():
-                self._membership.unhold(peer, message.blob)
-                peer.wants.pop(message.blob, None)
-                peer.cursors.pop(message.blob, None)
+                self._membership.unshared(peer, message.blob)
+            case wire.Renew() | wire.Failed():
+                self._leasing.heard_of(peer, message)
             case wire.Refuse():
                 self._taking.refused(peer, message.number)
             case wire.Cancel():

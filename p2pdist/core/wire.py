@@ -211,7 +211,8 @@ class Done(Message):
 
 @dataclass(frozen=True, slots=True)
 class Failed(Message):
-    """To the scheduler: the lease is given back, and the origin should be left alone for so long.
+    """To the scheduler: the lease is given back, and the origin should be left alone for so long. Without one, to
+    peers: the chunk is not being fetched any more.
 
     `pause_ms` -1: this agent will never get the blob from the origin; lease it to others.
     """
@@ -224,7 +225,7 @@ class Failed(Message):
 
 @dataclass(frozen=True, slots=True)
 class Renew(Message):
-    """To the scheduler: bytes of the leased chunk are still coming."""
+    """To the scheduler: bytes of the leased chunk are still coming. Without one, to peers: it is being fetched."""
 
     CODE: ClassVar[int] = 24
     blob: Digest

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pdist.core import events as ev
+from p2pdist.core.crew import crew_of
 from p2pdist.core.lease import (
     LEASES,
     LEFT_ALONE,
@@ -26,8 +27,8 @@ from p2pdist.core.lease import (
     weight,
 )
 from p2pdist.core.reputation import Offence
-from p2pdist.core.wire import Done, Failed, Lease, Renew
-from tests.script import CHUNK, ME, B, Script, checksums, done, fetch, fetches, share, tell, told, write
+from p2pdist.core.wire import Done, Failed, Lease, Renew, Unshare
+from tests.script import CHUNK, ME, B, Script, checksums, done, fetch, fetches, send, share, tell, told, write
 from tests.strategies import checksum, digest, peer
 
 swarms = st.sets(st.integers(0, 1000).map(peer), min_size=1, max_size=12)
@@ -278,6 +279,79 @@ def fetched_with(script: Script) -> list[int]:
         got += fetching
         out = [command for index in fetching for command in script.arrives(None, index)]
     return got
+
+
+def renewed(out: list[ev.Command], *numbers: int) -> list[int]:
+    """Return of which chunks exactly these peers are told that they are being fetched."""
+    said = [command for command in out if isinstance(command, ev.Send) and isinstance(command.message, Renew)]
+    indices = sorted({command.message.index for command in said if isinstance(command.message, Renew)})
+    assert sorted(said, key=repr) == sorted((send(n, Renew(B, index)) for n in numbers for index in indices), key=repr)
+    return indices
+
+
+def test_who_fetches_tells_the_members_when_it_begins_while_it_lasts_and_when_it_gives_up() -> None:
+    script = shared_with(11, 32)
+    script.connect(12)
+    assert renewed(script.tick(SETTLE_S), 11) == [1, 2]
+    assert renewed(script.tick(SETTLE_S + RENEW_S), 11) == [1, 2]
+    assert send(11, Failed(B, 1, 0)) in script.fails(1)
+    assert send(11, Failed(B, 1, 0)) not in script.arrives(None, 2)
+
+
+def test_a_newcomer_is_told_what_is_being_fetched() -> None:
+    script = shared_with(11, 32)
+    script.tick(SETTLE_S)
+    script.connect(12)
+    assert renewed(script.says(12, share(size=32 * CHUNK, reply=False)), 12) == [1, 2]
+
+
+def test_what_another_fetches_is_not_fetched_whoever_comes_first() -> None:
+    script = shared_with(11, 32)
+    script.says(11, Renew(B, 1), Renew(B, 3), Renew(B, 99), Renew(digest(2), 1))
+    assert fetches(script.tick(SETTLE_S)) == [2, 5]
+    script.fails(2)
+    script.fails(5)
+    script.says(11, Failed(B, 3, 0))
+    assert fetches(script.tick(script.now + 1.0)) == [2, 3]
+
+
+@pytest.mark.parametrize("end", [Unshare(B), None], ids=["unshared", "lost"])
+def test_a_member_that_goes_fetches_no_more(end: Unshare | None) -> None:
+    script = shared_with(11, 4)
+    script.connect(12)
+    script.says(12, share())
+    script.says(12, *(Renew(B, index) for index in range(4)))
+    assert fetches(script.tick(SETTLE_S)) == []
+    if end is None:
+        script.on(ev.PeerLost(peer=peer(12)))
+    else:
+        script.says(12, end)
+    assert fetches(script.tick(SETTLE_S + 0.1)) == [1, 2]
+
+
+def test_with_a_scheduler_members_are_not_told_of_fetches() -> None:
+    script = Script(scheduled=True)
+    script.connect(11)
+    script.start()
+    script.says(11, share())
+    assert renewed(script.ordered(Lease(B, 1, 15000))) == []
+    script.connect(12)
+    assert renewed(script.says(12, share(reply=False))) == []
+    assert renewed(script.tick(RENEW_S)) == []
+
+
+def test_of_a_large_swarm_the_crew_fetches_and_nobody_else_until_it_has_gone() -> None:
+    others = range(2, 31)
+    assert ME not in crew_of(frozenset((ME, *map(peer, others))))
+    script = Script()
+    script.connect(*others)
+    script.start(200)
+    for number in others:
+        script.says(number, share(size=200 * CHUNK))
+    assert fetches(script.tick(SETTLE_S + STEP_IN_S)) == []
+    for number in others[:-4]:
+        script.on(ev.PeerLost(peer=peer(number)))
+    assert fetches(script.tick(SETTLE_S + STEP_IN_S + 0.1)) != []
 
 
 def test_an_agent_stays_within_reach_of_what_the_swarm_has() -> None:
