@@ -49,7 +49,11 @@ log = structlog.get_logger("scheduler")
 SCHEDULER_ID = PeerId("0" * 32)
 """What the scheduler calls itself in its Hello; agents' ids are random."""
 HELLO_S = 5.0
-DEAD_S = 20
+DEAD_S = 6
+"""Bytes that are unacknowledged for so long end the connection: until then what an agent beyond a partition has fetched
+counts as there."""
+IDLE_S = 10
+"""A connection that carried nothing for so long is asked by keep-alives, every 3 s."""
 RECEIVE_BYTES = 64 * 1024
 MAX_QUEUED_BYTES = 8 * 1024 * 1024
 DELIVERED_AT_ONCE = 250
@@ -376,7 +380,7 @@ class SchedulerServer:
 def _tune(stream: trio.SocketStream | TlsStream) -> None:
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_S // 2)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, IDLE_S)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_S * 1000)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-DEAD_S = 20.0
+DEAD_S = 6.0
 """What is not acknowledged for so long ends a connection (net/peer_link.py)."""
 _TRIP_S = (0.001, 0.02)
 

@@ -216,7 +216,8 @@ class Watch:
     def looked_at_scheduler(self, scheduler: Scheduler) -> None:
         """A scheduler has ticked."""
         for agent in self.world.agents.values():
-            if agent.alive and not agent.frozen:
+            # A frozen one's kernel answers for it: it stays a member, and is tried again after growing pauses.
+            if agent.alive:
                 self._absent.pop(agent.peer_id, None)
             else:
                 self._absent.setdefault(agent.peer_id, self.world.now)
