@@ -40,6 +40,7 @@ from p2pdist.exchange import Exchange
 from p2pdist.gate import Gate
 from p2pdist.identity.keeper import stamp
 from p2pdist.identity.refusals import Refusals
+from p2pdist.identity.standing import EXPOSED, OFF, Standing, document, standing
 from p2pdist.images import Images
 from p2pdist.joining import keeper_of
 from p2pdist.metrics import AgentCollector
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
 
     from p2pdist.config import AgentConfig
     from p2pdist.core.types import Digest, PeerId
+    from p2pdist.identity.credentials import Identity
     from p2pdist.identity.keeper import Keeper
     from p2pdist.reload import Commit, Prepare
 
@@ -133,7 +135,7 @@ class Agent:
             self.tracker.on_connected = self._what_is_stored
             self.exchange.tracker = self.tracker
             if keeper is not None:
-                self.tracker.identify(keeper.identity, self.refusals)
+                self.tracker.identify(keeper, self.refusals)
         self.metrics = CollectorRegistry()
         self.mirror_metrics = MirrorMetrics(self.metrics)
         self.mdns_state = "off"
@@ -149,9 +151,14 @@ class Agent:
         return self.settings.config
 
     @property
+    def identity(self) -> Identity | None:
+        """The certificate in force, and who is revoked; None: this agent has no identity."""
+        return self.keeper.identity if self.keeper is not None else None
+
+    @property
     def cluster(self) -> str:
         """Whom this agent belongs to: what its certificate says, else the setting."""
-        return self.keeper.identity.name.cluster if self.keeper is not None else self.config.cluster
+        return self.identity.name.cluster if self.identity is not None else self.config.cluster
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen, serve, and stop in order; the data directory is free again afterwards."""
@@ -294,8 +301,6 @@ class Agent:
         self.exchange.on_scheduler = self.resolver.scheduler_changed
         if self.tracker is not None:
             self.tracker.on_dropped = self.resolver.ask_again
-        if self.keeper is not None:
-            self.exchange.on_revoked = self.keeper.heed
         return self.images
 
     def _origin(self) -> OriginClient:
@@ -311,9 +316,9 @@ class Agent:
         )
 
     def _say_what_is_shared(self) -> None:
-        if self.keeper is not None:
-            identity = self.keeper.identity
-            log.info("cluster identity", name=str(identity.name), ends=stamp(identity.credential.not_after))
+        if self.identity is not None:
+            ends = stamp(self.identity.credential.not_after)
+            log.info("cluster identity", name=str(self.identity.name), ends=ends)
         else:
             log.info("no cluster identity: peers are not authenticated, and share what anybody may read")
         for rule in self.config.access:
@@ -417,8 +422,15 @@ class Agent:
             "store": self.upkeep.failing or "ok",
             "scheduler": "not configured" if self.tracker is None else self.tracker.summary(),
             "mdns": self.mdns_state,
+            "identity": str(self.identity_standing()),
             "peers": len(self.exchange.links),
         }
+
+    def identity_standing(self) -> Standing:
+        """Return how it stands with this agent's certificate."""
+        if self.keeper is not None:
+            return standing(self.keeper.identity, self.keeper.trouble, time.time())
+        return EXPOSED if any(rule.share for rule in self.config.access) else OFF
 
     def status(self) -> dict[str, object]:
         """Return what `p2pdist status --json` prints."""
@@ -429,7 +441,7 @@ class Agent:
             "peer_id": self.peer_id,
             "uptime_s": round(time.monotonic() - self.started, 1),
             "cluster": self.cluster,
-            "identity": self._identity_status(),
+            "identity": document(self.identity, self.identity_standing(), self.refusals),
             "site": self.config.site,
             "rack": self.config.rack,
             "mirror": str(self.mirror_at),
@@ -479,17 +491,6 @@ class Agent:
             "access": {"rules": len(self.config.access), "checks": self.gate.checks, "refused": self.gate.refused},
             "control_bytes": self.control_bytes(),
             "tasks": trio.lowlevel.current_statistics().tasks_living,
-        }
-
-    def _identity_status(self) -> dict[str, object] | None:
-        if self.keeper is None:
-            return None
-        identity = self.keeper.identity
-        return {
-            "name": str(identity.name),
-            "ends": stamp(identity.credential.not_after),
-            "revoked": len(identity.revocations.names),
-            "refused": dict(self.refusals.counts),
         }
 
     def control_bytes(self) -> int:

@@ -19,7 +19,7 @@ from p2pdist.core import events as ev
 from p2pdist.core.addresses import telling
 from p2pdist.core.pull import TICK_S
 from p2pdist.core.racks import place_of
-from p2pdist.core.wire import Ask, Cancel, Checksums, Have, Hello, Neighbours, Refuse, Resolved, Revoked, Share, Take
+from p2pdist.core.wire import Ask, Cancel, Checksums, Have, Hello, Neighbours, Refuse, Resolved, Share, Take
 from p2pdist.errors import RemoteProtocolError, StoreError
 
 if TYPE_CHECKING:
@@ -100,7 +100,6 @@ class Exchange:
         self.on_ask: Callable[[int], None] = lambda _number: None
         self.on_resolved: Callable[[Resolved], None] = lambda _message: None
         self.on_scheduler: Callable[[bool], None] = lambda _connected: None
-        self.on_revoked: Callable[[bytes], None] = lambda _signed: None
         self.control_bytes = 0
         self._learn = learn
         self._held: dict[tuple[PeerId, int], ev.SendChunk] = {}
@@ -322,8 +321,6 @@ class Exchange:
                 self.on_ask(message.number)
             case Resolved():
                 self.on_resolved(message)
-            case Revoked():
-                self.on_revoked(message.signed)
             case _:
                 self.feed(ev.SchedulerSaid(message=message))
                 if isinstance(message, Checksums):

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from p2pdist.core.reputation import Offence
 from p2pdist.core.schedulers import IN_USE
+from p2pdist.identity import standing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +62,7 @@ class AgentCollector(Collector):
             "p2pdist_access_refused", "Requests that rules or origins refused.", agent.gate.refused
         )
         yield from self._ban_metrics()
-        yield from self._identity_metrics()
+        yield from standing.metrics(agent.identity, agent.refusals)
         yield GaugeMetricFamily("p2pdist_peers", "Connected peers.", len(agent.exchange.links))
         yield GaugeMetricFamily("p2pdist_pulls", "Blobs on their way.", len(agent.puller.arrivals))
         yield GaugeMetricFamily("p2pdist_tasks", "Running tasks.", trio.lowlevel.current_statistics().tasks_living)
@@ -100,20 +101,6 @@ class AgentCollector(Collector):
             up.add_metric([each.address], int(each.state == IN_USE))
             swarms.add_metric([each.address], each.swarms)
         yield from (up, swarms)
-
-    def _identity_metrics(self) -> Iterator[Metric]:
-        ends = GaugeMetricFamily(
-            "p2pdist_identity_ends_timestamp_seconds", "When the certificate in force ends, Unix time.", labels=()
-        )
-        if (keeper := self._agent.keeper) is not None:
-            ends.add_metric((), keeper.identity.credential.not_after)
-        yield ends
-        refused = CounterMetricFamily(
-            "p2pdist_connections_refused", "Connections that came to nothing for a certificate.", labels=["reason"]
-        )
-        for reason, count in self._agent.refusals.counts.items():
-            refused.add_metric([reason], count)
-        yield refused
 
     def _origin_metrics(self) -> Iterator[Metric]:
         families: dict[str, CounterMetricFamily] = {}

@@ -16,7 +16,8 @@ import trio
 from p2pdist.config import Address
 from p2pdist.core import events as ev
 from p2pdist.core.schedulers import IN_USE, RIPE_S, AskAgain, GiveUp, Rejoin, Roster, Say
-from p2pdist.core.wire import Present
+from p2pdist.core.wire import Present, Revoked
+from p2pdist.identity.revocations import Courier
 from p2pdist.net.tracker_client import TrackerClient
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from p2pdist.core.schedulers import Order, Standing
     from p2pdist.core.wire import Hello, Message
     from p2pdist.exchange import Exchange
-    from p2pdist.identity.credentials import Identity
+    from p2pdist.identity.keeper import Keeper
     from p2pdist.identity.refusals import Refusals
 
 log = structlog.get_logger(__name__)
@@ -48,6 +49,8 @@ class Schedulers:
         self.on_connected: Callable[[], Iterable[Message]] = tuple
         self.on_dropped: Callable[[int], None] = lambda _number: None
         self._exchange = exchange
+        self._rng = rng
+        self._courier: Courier | None = None
         named = {str(Address(host, port)): (host, port) for host, port in addresses}
         self.roster = Roster(named, rng.random())
         self._clients: dict[str, TrackerClient] = {}
@@ -58,10 +61,11 @@ class Schedulers:
         self._counts = False
         self._stirred = trio.Event()
 
-    def identify(self, identity: Identity, refusals: Refusals) -> None:
+    def identify(self, keeper: Keeper, refusals: Refusals) -> None:
         """Show this identity to each, and let in none that is not a scheduler of its cluster."""
+        self._courier = Courier(keeper, lambda address, message: self._clients[address].send(message), self._rng)
         for client in self._clients.values():
-            client.identity, client.refusals = identity, refusals
+            client.identity, client.refusals = keeper.identity, refusals
 
     @property
     def control_bytes(self) -> int:
@@ -84,6 +88,8 @@ class Schedulers:
         async with trio.open_nursery() as nursery:
             for client in self._clients.values():
                 nursery.start_soon(client.run)
+            if self._courier is not None:
+                nursery.start_soon(self._courier.run)
             while True:
                 self._stirred = trio.Event()
                 with trio.move_on_at(self.roster.due_at()):
@@ -109,10 +115,14 @@ class Schedulers:
 
     def line_up(self, address: str) -> None:
         """Take in a new connection."""
+        if self._courier is not None:
+            self._courier.connected(address)
         self._carry_out(self.roster.connected(address, trio.current_time()))
 
     def line_down(self, address: str, why: str) -> None:
         """Take in the end of a connection."""
+        if self._courier is not None:
+            self._courier.lost(address)
         others = [other for other in self.connected if other != address]
         if others and self.roster.twin(address) is None:
             log.warning("scheduler lost; its swarms move to the others", address=address, why=why, others=others)
@@ -123,7 +133,10 @@ class Schedulers:
         seat = self.roster.seats[address]
         unknown = not seat.present
         orders = self.roster.heard(address, message, trio.current_time())
-        if not isinstance(message, Present):
+        if isinstance(message, Revoked):
+            if self._courier is not None:
+                self._courier.heard(address, message.signed)
+        elif not isinstance(message, Present):
             self._exchange.scheduler_said(message)
         elif unknown and seat.present:
             self._welcome(address)

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from p2pdist import __version__
+from p2pdist.identity import standing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +37,8 @@ class _SchedulerCollector(Collector):
         self._server = server
 
     def collect(self) -> Iterator[Metric]:
-        state = self._server.state
+        state, doorway = self._server.state, self._server.doorway
+        yield from standing.metrics(doorway.identity, doorway.refusals)
         yield GaugeMetricFamily("p2pdist_scheduler_agents", "Connected agents.", len(state.members))
         out = len(state.reports.out)
         yield GaugeMetricFamily("p2pdist_scheduler_agents_shut_out", "Agents that a quorum of others has banned.", out)
@@ -62,13 +64,17 @@ def make_api(server: SchedulerServer) -> Starlette:
     async def live(_request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
+    async def ready(_request: Request) -> Response:
+        parts = {"agents": len(server.state.members), "identity": str(server.doorway.standing())}
+        return JSONResponse({"ready": True, "parts": parts})
+
     async def metrics(_request: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     async def status(_request: Request) -> Response:
         return JSONResponse(_status(server))
 
-    routes = [Route("/livez", live), Route("/readyz", live), Route("/metrics", metrics), Route("/status", status)]
+    routes = [Route("/livez", live), Route("/readyz", ready), Route("/metrics", metrics), Route("/status", status)]
     # A browser that is lured here by DNS rebinding sends another name.
     host = server.config.api_listen.host
     allowed = ["localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host]
@@ -103,7 +109,8 @@ def _status(server: SchedulerServer) -> dict[str, object]:
     ]
     return {
         "version": __version__,
-        "cluster": server.config.cluster,
+        "cluster": server.cluster,
+        "identity": standing.document(server.doorway.identity, server.doorway.standing(), server.doorway.refusals),
         "scheduler": state.leading.own_id,
         "schedulers": sorted(state.leading.live),
         "uptime_s": round(time.monotonic() - server.started, 1),

@@ -2,7 +2,8 @@
 """The scheduler's identity and its door: TLS with agents, certificates for those that join or renew, revocations.
 
 With a CA (`ca_dir`) the scheduler gives itself a certificate at each start, whose key is never on a disk. An agent
-without a certificate gets no further than asking for one.
+without a certificate gets no further than asking for one. What another copy of the CA has revoked comes by agents, and
+is added to this one's list.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from p2pdist.errors import ConfigError, IdentityRefused, InvalidInput, P2PDistEr
 from p2pdist.identity import certificates, credentials
 from p2pdist.identity.authority import Authority, enrol
 from p2pdist.identity.channel import TlsChannel, TlsStream, detached
-from p2pdist.identity.credentials import ENROL, Identity, shown_by
+from p2pdist.identity.credentials import ENROL, Identity, not_enrolled, read_file, shown_by
 from p2pdist.identity.enrolment import ENROL_S, MAX_REQUEST_BYTES, read_document, read_line
 from p2pdist.identity.keeper import FilesKeeper, files_of, stamp
 from p2pdist.identity.refusals import Refusals
+from p2pdist.identity.revocations import SignedLists
+from p2pdist.identity.standing import Standing, standing
 
 if TYPE_CHECKING:
     from p2pdist.core.types import PeerId
@@ -48,8 +51,9 @@ class Doorway:
     def __init__(self, config: SchedulerConfig) -> None:
         self.refusals = Refusals()
         self.identity: Identity | None = None
-        self.revoked = b""
-        """The signed list, which agents are told."""
+        self._lists: SignedLists | None = None
+        """Which agents are told."""
+        self._trouble = ""
         self._authority: Authority | None = None
         self._files: FilesKeeper | None = None
         self._lifetime_s = config.certificate_s
@@ -61,9 +65,11 @@ class Doorway:
         if files is not None:
             self._files = FilesKeeper(files)
             self.identity = self._files.identity
+            self._lists = SignedLists(read_file(files.authority, "ca_file"), self.identity.name.cluster)
         elif config.ca_dir is not None:
             self._authority = Authority.open(config.ca_dir)
             self.identity = Identity(self._own_credential(self._authority))
+            self._lists = SignedLists(self._authority.certificate, self._authority.cluster)
             self.look()
 
     def _own_credential(self, authority: Authority) -> Credential:
@@ -79,25 +85,59 @@ class Doorway:
             self._files.reload()
         self.look()
 
-    def look(self) -> bool:
-        """Renew our certificate where it is time, and read the list of revoked names; return whether that is new."""
-        authority, identity = self._authority, self.identity
-        if authority is None or identity is None:
-            return False
+    def standing(self) -> Standing:
+        """Return how it stands with this scheduler's certificate."""
+        return standing(self.identity, self._files.trouble if self._files is not None else "", time.time())
+
+    @property
+    def revoked(self) -> tuple[bytes, ...]:
+        """The signed lists that agents are told: one, but for moments."""
+        return self._lists.signed if self._lists is not None else ()
+
+    def look(self) -> None:
+        """Renew our certificate where it is time, and bring the CA's list of revoked names and ours together."""
+        authority, identity, lists = self._authority, self.identity, self._lists
+        if self._files is not None:
+            self._files.look()
+        if authority is None or identity is None or lists is None:
+            return
         credential = identity.credential
         if time.time() > credential.not_before + RENEW_AT * (credential.not_after - credential.not_before):
             identity.credential = self._own_credential(authority)
         try:
             data = authority.signed_revocations()
-            if data == self.revoked:
-                return False
-            identity.revocations = authority.revocations()
-        except ConfigError as error:
-            log.error("the list of revoked names is not read, the old one stays in force", why=str(error))
-            return False
-        self.revoked = data
-        log.info("names are revoked", number=identity.revocations.number, names=len(identity.revocations.names))
-        return True
+            known = self._take(data) if data else frozenset()
+            if lists.revocations.names - known:
+                self._take(authority.merge(lists.revocations))
+            self._trouble = ""
+        except (ConfigError, InvalidInput) as error:
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                log.error("the CA's list of revoked names cannot be used; what is known is in force", why=str(error))
+
+    def heard(self, data: bytes) -> bool:
+        """Take in a list that an agent brings; return whether it says anything new.
+
+        Raises:
+            RemoteProtocolError: the cluster's CA has not signed it.
+        """
+        before = self.revoked
+        try:
+            self._take(data)
+        except InvalidInput as error:
+            raise RemoteProtocolError(str(error)) from error
+        return self.revoked != before
+
+    def _take(self, data: bytes) -> frozenset[str]:
+        """Put a signed list in force, and return what it says. Raises InvalidInput."""
+        if self._lists is None or self.identity is None:
+            raise InvalidInput("this scheduler has no identity")
+        before = self.identity.revocations.names
+        self._lists.take(data)
+        revocations = self.identity.revocations = self._lists.revocations
+        if revocations.names != before:
+            log.info("names are revoked", number=revocations.number, names=len(revocations.names))
+        return self._lists.read(data).names
 
     async def enter(self, stream: trio.SocketStream) -> trio.SocketStream | TlsStream | None:
         """Return the agent's connection, or None where it was dealt with here; the stream is then of no more use.
@@ -146,7 +186,7 @@ class Doorway:
             try:
                 answer = await self._answer(question, stream.channel, source)
             except InvalidInput as error:
-                log.warning("no certificate given", source=source, why=str(error))
+                self.refusals.note("enrol", source, not_enrolled(str(error)))
                 answer = {"refused": str(error)}
             except ConfigError as error:
                 log.error("no certificate given", source=source, why=str(error))
@@ -169,7 +209,7 @@ class Doorway:
         )
         name, _, ends = certificates.described(certificate)
         log.info("certificate given", name=str(name), source=source, renewal=holder is not None, ends=stamp(ends))
-        return {"certificate": certificate.decode(), "revoked": self.revoked.decode()}
+        return {"certificate": certificate.decode(), "revoked": self.revoked[-1].decode() if self.revoked else ""}
 
     def _holder(self, channel: TlsChannel) -> PeerId | None:
         """Return the agent whose certificate came with the connection, if one did. Raises InvalidInput."""

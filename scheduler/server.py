@@ -30,6 +30,7 @@ from p2pdist.core.types import PeerId
 from p2pdist.core.wire import VERSION, ChunkSpan, Decoder, Hello, Message, PeerAddress, Revoked, encode
 from p2pdist.errors import ConfigError, IdentityRefused, P2PDistError, RemoteProtocolError
 from p2pdist.identity.channel import TlsStream
+from p2pdist.identity.revocations import MAX_LISTS
 from p2pdist.reload import Reloader, read_when_used
 from p2pdist.service import ServiceManager
 from scheduler.api import make_api
@@ -71,8 +72,8 @@ class AgentConnection:
         self.stream = stream
         self.peer: PeerId | None = None
         """Set once it has been admitted."""
-        self.told_revoked = b""
-        """The list of revoked names that it knows from us."""
+        self.knows_revoked: tuple[bytes, ...] = ()
+        """The lists of revoked names that it has told us, or we it."""
         self.pending = bytearray()
         self.blocked = trio.Event()
         """Set while the socket is full and what is pending is the writer's to send."""
@@ -132,6 +133,8 @@ class SchedulerServer:
         """Where it listens; while it runs, with the port that the system gave for a 0."""
         self._connections: dict[PeerId, AgentConnection] = {}
         self._greeting = 0
+        self._look = trio.Event()
+        """Set: the list of revoked names is to be looked at now."""
         self._service = ServiceManager(os.environ)
 
     @property
@@ -207,6 +210,7 @@ class SchedulerServer:
                     self._service.reloading()
                     self.settings.reload()
                     self.doorway.reload()
+                    self._look.set()
                     self._service.ready()
                     continue
                 log.info("scheduler stops", signal=signal.Signals(number).name)
@@ -234,19 +238,30 @@ class SchedulerServer:
     async def _watch_identities(self) -> None:
         """Tell agents of a new list of revoked names, and end the connections of those that may not stay."""
         while (identity := self.doorway.identity) is not None:
-            await trio.sleep(LOOK_S)
+            with trio.move_on_after(LOOK_S):
+                await self._look.wait()
+            await trio.lowlevel.checkpoint()
+            self._look = trio.Event()
             self.doorway.look()
-            told = Revoked(self.doorway.revoked)
+            for signed in self.doorway.revoked:
+                self._tell_revoked(self._connections.values(), signed)
             for peer, connection in list(self._connections.items()):
                 stream = connection.stream
                 if not isinstance(stream, TlsStream) or stream.channel.holder is None:
                     continue
-                if connection.told_revoked != told.signed:
-                    connection.told_revoked = told.signed
-                    self._deliver([(peer, told)])
                 if why := identity.still(stream.channel.holder):
                     log.warning("agent dropped", peer=peer, why=why)
                     connection.scope.cancel()
+
+    def _tell_revoked(self, connections: Iterable[AgentConnection], signed: bytes) -> None:
+        """Send a list of revoked names to those that do not know it."""
+        told = Revoked(signed)
+        out: list[tuple[PeerId, Message]] = []
+        for connection in connections:
+            if signed not in connection.knows_revoked and connection.peer is not None:
+                connection.knows_revoked = (*connection.knows_revoked, signed)[-MAX_LISTS:]
+                out.append((connection.peer, told))
+        self._deliver(out)
 
     def _deliver(self, out: Iterable[tuple[PeerId, Message]]) -> None:
         touched: dict[AgentConnection, None] = {}
@@ -347,9 +362,8 @@ class SchedulerServer:
         connection.peer = hello.peer_id
         self._connections[hello.peer_id] = connection
         self.state.connected(PeerAddress(hello.peer_id, host, hello.port, hello.site, hello.rack))
-        if self.doorway.revoked:
-            connection.told_revoked = self.doorway.revoked
-            self._deliver([(hello.peer_id, Revoked(connection.told_revoked))])
+        for signed in self.doorway.revoked:
+            self._tell_revoked([connection], signed)
         log.info("agent joined", peer=hello.peer_id, host=host, port=hello.port)
 
     def _take_out(self, connection: AgentConnection) -> None:
@@ -369,12 +383,22 @@ class SchedulerServer:
                 if isinstance(item, ChunkSpan):
                     raise RemoteProtocolError("it sends chunk bytes to the scheduler")
                 self.messages_in += 1
+                if isinstance(item, Revoked):
+                    self._hear_revoked(connection, item.signed)
+                    continue
                 out += self.state.said(peer, item, trio.current_time())
         finally:
             self._deliver(out)
         for suspect in self.state.reports.news:
             log.warning("agent shut out: a quorum of others has banned it", peer=suspect)
         self.state.reports.news.clear()
+
+    def _hear_revoked(self, connection: AgentConnection, signed: bytes) -> None:
+        """Take in a list that an agent brings from another scheduler. Raises RemoteProtocolError."""
+        if self.doorway.heard(signed):
+            self._look.set()
+        kept = tuple(each for each in self.doorway.revoked if each == signed)
+        connection.knows_revoked = (*connection.knows_revoked, *kept)[-MAX_LISTS:]
 
 
 def _tune(stream: trio.SocketStream | TlsStream) -> None:

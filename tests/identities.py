@@ -61,3 +61,23 @@ def credential(
 
 def identity(authority: Authority, name: str, role: Role = "agent") -> Identity:
     return Identity(credential(authority, name, role))
+
+
+class FixedKeeper:
+    """A keeper of an identity that never changes."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self.trouble = ""
+
+    def heed(self, data: bytes) -> frozenset[str]:
+        return frozenset()
+
+    def lists(self) -> dict[bytes, frozenset[str]]:
+        return {}
+
+    def reload(self) -> None:
+        pass
+
+    async def run(self) -> None:
+        pass

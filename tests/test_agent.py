@@ -92,6 +92,7 @@ async def test_an_agent_serves_the_mirror_and_shows_its_state(tmp_path: Path, re
             "store": "ok",
             "scheduler": "not configured",
             "mdns": "off",
+            "identity": "off: nobody is authenticated, and only what anybody may read is shared",
             "peers": 0,
         }
         status = (await get(agent.admin_at, "/status")).json

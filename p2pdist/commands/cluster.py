@@ -80,6 +80,21 @@ def token(directory: Path, uses: int, lifetime: float) -> None:
 
 
 @cluster.command()
+@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@_directory
+def copy(source: Path, directory: Path) -> None:
+    """Give another scheduler the CA in SOURCE, with its revoked names and without its tokens.
+
+    A token is good only at the scheduler that it was made for. Where there is a copy already it stays, and hears of
+    names revoked since.
+    """
+    from p2pdist.identity.authority import Authority
+
+    copied = Authority.copy(source, directory)
+    click.echo(f"{directory} has the CA of cluster {copied.cluster}")
+
+
+@cluster.command()
 @_directory
 @click.option("--scheduler", "scheduler", is_flag=True, help="NAME is a scheduler's: its host name.")
 @click.argument("name")
@@ -96,4 +111,6 @@ def revoke(directory: Path, scheduler: bool, name: str) -> None:
         names = Authority.open(directory).revoke(f"{'scheduler' if scheduler else 'agent'}/{name}").names
     except InvalidInput as error:
         raise ConfigError(str(error)) from error
-    click.echo(f"revoked; the list holds {len(names)} names. Schedulers with this directory tell their agents at once.")
+    click.echo(
+        f"revoked; the list holds {len(names)} names. The schedulers tell their agents, and those the other schedulers."
+    )

@@ -30,6 +30,8 @@ MAX_REVOKED = 20_000
 RENEW_AT = 0.5
 """Part of its life after which a certificate is renewed: as much is left for schedulers that are away."""
 RENEW_JITTER = 0.1
+WARN_AT = 2 / 3
+"""Part of its life after which a certificate that nobody has renewed is something to look at."""
 
 _LABEL = r"[A-Za-z0-9._-]{1,63}"
 _NAME = re.compile(rf"p2pdist://({_LABEL})/(agent|scheduler)/({_LABEL})")
@@ -152,7 +154,7 @@ def secret_hash(secret: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Revocations:
-    """The names that are revoked in a cluster; a list with a greater number replaces one with a smaller."""
+    """The names that are revoked in a cluster. They only become more; `number` counts the lists, for people."""
 
     cluster: str
     number: int = 0
@@ -165,6 +167,14 @@ class Revocations:
         if len(self.names) >= MAX_REVOKED:
             raise InvalidInput(f"the list holds {MAX_REVOKED} names; make a new cluster")
         return Revocations(self.cluster, self.number + 1, self.names | {path})
+
+    def merged(self, other: Revocations) -> Revocations:
+        """Return a list of the names of both, the same whoever joins them. Raises InvalidInput: they are too many."""
+        names = self.names | other.names
+        if len(names) > MAX_REVOKED:
+            raise InvalidInput(f"lists of revoked names come to more than {MAX_REVOKED}; make a new cluster")
+        fresh = names not in (self.names, other.names)
+        return Revocations(self.cluster, max(self.number, other.number) + fresh, names)
 
     def encode(self) -> bytes:
         """Return the list as what is signed: the same bytes for the same list."""

@@ -316,7 +316,7 @@ class Stored(Message):
 
 @dataclass(frozen=True, slots=True)
 class Revoked(Message):
-    """From the scheduler: the names whose certificates count no more, signed by the cluster's CA."""
+    """Names whose certificates count no more, signed by the cluster's CA; agents carry it to who has not heard."""
 
     CODE: ClassVar[int] = 42
     signed: bytes

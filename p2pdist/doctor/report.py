@@ -71,6 +71,7 @@ CHECKS: Mapping[str, str] = MappingProxyType(
         "mdns": "Agents on this network hear of each other by multicast.",
         "peer-versions": "All agents run the same version.",
         "scheduler": "The schedulers are connected, where any are configured.",
+        "identity": "The agent's certificate is good and renewed in time, where it has one.",
         "origin-dns": "The registries' names resolve.",
         "origin-connect": "The registries' ports can be reached.",
         "origin-tls": "The registries' certificates are trusted.",

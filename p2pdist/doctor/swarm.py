@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the swarm: peers, mDNS, the scheduler, and one version everywhere."""
+"""Checks of the swarm: peers, mDNS, the scheduler, one version everywhere, and the agent's certificate."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from p2pdist.core.schedulers import IN_USE
 from p2pdist.doctor import web
 from p2pdist.doctor.report import Check, fail, ok, warn
 from p2pdist.errors import PeerUnavailable
+from p2pdist.identity.standing import State
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     Browse = Callable[[str], Awaitable[Sequence[PeerAddress]]]
 
 _NAMED = 3
+_RENEW = "start a scheduler that has the CA, or put a new certificate in its place; the agent's log has each attempt"
+_JOIN_AGAIN = "delete the agent's `identity` directory and join with a new token, or put a new certificate in its place"
 
 
 async def checks(node: Node, browse: Browse) -> list[Check]:
@@ -32,7 +35,7 @@ async def checks(node: Node, browse: Browse) -> list[Check]:
     peers = [peer for peer in node.status.get("peers", []) if isinstance(peer, dict)]
     mdns, heard = await _mdns(node, browse)
     found = [mdns, await _peers(node, peers, heard), _versions(node, peers)]
-    return [*found, await _scheduler(node, node.status.get("scheduler", {}))]
+    return [*found, await _scheduler(node, node.status.get("scheduler", {})), _identity(node)]
 
 
 async def _mdns(node: Node, browse: Browse) -> tuple[Check, Sequence[PeerAddress]]:
@@ -118,3 +121,19 @@ async def _why_not(text: str, state: dict[str, Any]) -> str:
         return standing
     address = Address.parse(text)
     return await web.dial(address.host, address.port) or "it can be dialled, and refuses this agent"
+
+
+def _identity(node: Node) -> Check:
+    told = node.status.get("identity") or {}
+    state, what = told.get("state"), str(told.get("what", "the agent does not tell"))
+    match state:
+        case State.EXPOSED:
+            return warn("identity", f"off: {what}", "give the cluster an identity, or take `share` out of the rules")
+        case State.NOT_RENEWED | State.ENDING:
+            return warn("identity", what, _RENEW)
+        case State.EXPIRED:
+            return fail("identity", what, f"compare this host's clock with others'; else {_JOIN_AGAIN}")
+        case State.REVOKED:
+            return fail("identity", what, f"where that is a mistake, {_JOIN_AGAIN}")
+        case _:
+            return ok("identity", f"off: {what}" if state == State.OFF else what)

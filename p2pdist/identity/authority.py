@@ -6,8 +6,8 @@
     revoked       the signed list
     tokens/       one file for each, by the hash of its secret: when it ends, and how often it may be used
 
-Invariants: a token is counted as used, on disk, before a certificate is given for it; commands and schedulers that
-share the directory take turns (flock); files are replaced as a whole.
+Invariants: a token is counted as used, on disk, before a certificate is given for it, and is of one directory, never
+copied to another; commands and schedulers that share the directory take turns (flock); files are replaced as a whole.
 """
 
 from __future__ import annotations
@@ -49,10 +49,34 @@ class Authority:
         if (directory / "ca-key.pem").exists() or (directory / "ca.pem").exists():
             raise ConfigError(f"{directory} has a CA already; choose another directory, or delete what is there")
         certificate, key = certificates.make_authority(cluster, now)
+        return cls._put(directory, certificate, certificates.read_key(key))
+
+    @classmethod
+    def copy(cls, source: Path, directory: Path) -> Authority:
+        """Make a directory for another scheduler: of the same CA with its revoked names, and without its tokens.
+
+        Where there is a copy already it hears of names revoked since. The source is only read.
+
+        Raises:
+            ConfigError: the source has no CA, or the directory has another one.
+        """
+        original = cls.open(source)
+        if (directory / "ca.pem").exists():
+            copied = cls.open(directory)
+            if copied.certificate != original.certificate:
+                raise ConfigError(f"{directory} has the CA of {copied.cluster}, {source} that of {original.cluster}")
+        else:
+            copied = cls._put(directory, original.certificate, original.key)
+        if original.signed_revocations():
+            copied.merge(original.revocations())
+        return copied
+
+    @classmethod
+    def _put(cls, directory: Path, certificate: bytes, key: certificates.PrivateKey) -> Authority:
         with _named(directory):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             (directory / "tokens").mkdir(mode=0o700, exist_ok=True)
-            write_private(directory / "ca-key.pem", key)
+            write_private(directory / "ca-key.pem", certificates.key_pem(key))
             write_private(directory / "ca.pem", certificate)
         return cls.open(directory)
 
@@ -139,16 +163,34 @@ class Authority:
             revocations = self.revocations()
             if path not in revocations.names:
                 revocations = revocations.with_name(path)
-                write_private(self.directory / "revoked", certificates.sign_list(revocations, self.key))
+                self._write_list(revocations)
         return revocations
 
+    def merge(self, heard: Revocations) -> bytes:
+        """Add the names of a list that another copy of this CA has signed; return the whole list, signed.
+
+        Never waits. Raises ConfigError: the directory cannot be written, or another program is at it.
+        """
+        with self._turn(waits=False):
+            revocations = self.revocations()
+            try:
+                merged = revocations.merged(heard)
+            except InvalidInput as error:
+                raise ConfigError(f"{self.directory}/revoked: {error}") from error
+            if merged.names != revocations.names:
+                self._write_list(merged)
+            return self.signed_revocations()
+
+    def _write_list(self, revocations: Revocations) -> None:
+        write_private(self.directory / "revoked", certificates.sign_list(revocations, self.key))
+
     @contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _turn(self, *, waits: bool = True) -> Iterator[None]:
         with _named(self.directory):
             descriptor = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 _hand_over(descriptor, self.directory)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                fcntl.flock(descriptor, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
                 yield
             finally:
                 os.close(descriptor)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from p2pdist.core.identity import Name, Revocations, admit, name_in
+from p2pdist.core.identity import WARN_AT, Name, Revocations, admit, name_in
 from p2pdist.errors import ConfigError, IdentityRefused, InvalidInput
 from p2pdist.identity import certificates
 
@@ -84,6 +84,10 @@ def no_certificate() -> IdentityRefused:
     return IdentityRefused("no-certificate", "it shows no certificate", _GET_ONE)
 
 
+def not_enrolled(why: str) -> IdentityRefused:
+    return IdentityRefused("not-enrolled", f"it gets no certificate: {why}", "see docs/identity.md")
+
+
 @dataclass(frozen=True, slots=True)
 class Holder:
     """Who is at the other end, and until when that holds (Unix seconds)."""
@@ -103,6 +107,11 @@ class Credential:
     client: ssl.SSLContext
     enrolling: ssl.SSLContext
     """A client that asks for the next certificate."""
+
+    @property
+    def late_at(self) -> float:
+        """From when on it should have been renewed, in Unix seconds."""
+        return self.not_before + WARN_AT * (self.not_after - self.not_before)
 
 
 def load(authority: bytes, chain: bytes, key: bytes, *, crl: bytes = b"", optional: bool = False) -> Credential:

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+REASONS = (
+    *("plain", "no-certificate", "authority", "other-cluster", "expired", "early", "other-name", "role", "revoked"),
+    *("not-enrolled", "refused-us", "crl", "name", "certificate", "tls"),
+)
+"""Why somebody may be refused, in the order of docs/identity.md: the values of a metric's label, and no others."""
 QUIET_S = 60.0
 """The same host is named with the same reason once in so long."""
 MAX_REMEMBERED = 1024
@@ -33,6 +38,7 @@ class Refusals:
             port: what the connection was for, such as `peers`.
             source: the other end's address.
         """
+        assert error.reason in REASONS, error.reason
         self.counts[error.reason] += 1
         now, key = trio.current_time(), (source, error.reason)
         if now - self._said.get(key, float("-inf")) < QUIET_S:

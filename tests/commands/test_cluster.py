@@ -47,9 +47,19 @@ def test_a_revoked_peer_is_on_the_list(directory: str, tmp_path: Path) -> None:
     assert Authority.open(tmp_path / "ca").revocations().names == {"agent/" + "a" * 32, "scheduler/host"}
 
 
+def test_a_copy_for_another_scheduler_has_the_ca_and_no_token(directory: str, tmp_path: Path) -> None:
+    cluster("token", "--dir", directory)
+    for _ in range(2):
+        result = cluster("copy", directory, "--dir", str(tmp_path / "copy"))
+        assert result.exit_code == 0, result.output
+    assert Authority.open(tmp_path / "copy").certificate == Authority.open(tmp_path / "ca").certificate
+    assert list((tmp_path / "copy/tokens").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["copy", "/nowhere", "--dir", "{}"], "does not exist"),
         (["init", "prod", "--dir", "{}"], "has a CA already"),
         (["init", "a/b", "--dir", "{}-new"], "no name for a cluster"),
         (["token", "--dir", "{}-new"], "p2pdist cluster init"),
@@ -57,7 +67,7 @@ def test_a_revoked_peer_is_on_the_list(directory: str, tmp_path: Path) -> None:
         (["token", "--dir", "{}", "--lifetime", "soon"], "not a time"),
         (["revoke", "nobody", "--dir", "{}"], "p2pdist status"),
     ],
-    ids=["twice", "a bad name", "no CA", "for too long", "no time", "no peer id"],
+    ids=["a copy of nothing", "twice", "a bad name", "no CA", "for too long", "no time", "no peer id"],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(directory: str, arguments: list[str], says: str) -> None:
     result = cluster(*(argument.format(directory) for argument in arguments))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import pytest
@@ -155,6 +156,31 @@ def test_each_revocation_makes_a_newer_list_up_to_the_bound() -> None:
         first.with_name("admin/x")
     with pytest.raises(InvalidInput, match="new cluster"):
         Revocations("lab", 1, frozenset(f"agent/{i}" for i in range(MAX_REVOKED))).with_name("agent/x")
+
+
+PATHS = st.frozensets(LABELS.map(lambda name: f"agent/{name}"), max_size=5)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), PATHS), min_size=2, max_size=5), st.randoms())
+def test_lists_are_joined_to_the_same_names_in_whatever_order(
+    lists: list[tuple[int, frozenset[str]]], rng: random.Random
+) -> None:
+    def joined() -> Revocations:
+        return functools.reduce(Revocations.merged, [Revocations("lab", *each) for each in lists])
+
+    first = joined()
+    rng.shuffle(lists)
+    assert joined().names == first.names == frozenset().union(*(names for _, names in lists))
+    assert first.merged(first) == first
+    assert Revocations("lab", *lists[0]).merged(Revocations("lab", *lists[1])) == Revocations("lab", *lists[1]).merged(
+        Revocations("lab", *lists[0])
+    )
+
+
+def test_lists_that_come_to_too_many_names_are_not_joined() -> None:
+    many = Revocations("lab", 1, frozenset(f"agent/{number}" for number in range(MAX_REVOKED)))
+    with pytest.raises(InvalidInput, match="new cluster"):
+        many.merged(Revocations("lab", 1, frozenset({"agent/x"})))
 
 
 @pytest.mark.parametrize(

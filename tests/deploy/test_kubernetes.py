@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,12 +18,13 @@ from jsonschema import Draft202012Validator
 
 from p2pdist import cli
 from p2pdist.config import Address, AgentConfig, load
+from p2pdist.identity.authority import Authority
 from scheduler.config import SchedulerConfig
+from scheduler.doorway import Doorway
 from tests.deploy.conftest import ROOT, schema_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 CHART = ROOT / "deploy/helm/p2pdist"
 PLAIN = ROOT / "deploy/kubernetes"
@@ -42,10 +46,26 @@ EVERYTHING = (
     *("--set", "networkPolicy.nodeCIDRs={10.0.0.0/8,fd00::/8}", "--set", "agent.podAnnotations.a=b"),
     *("--set", "networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.name=monitoring"),
 )
+JOINING = (
+    *("--set", "identity.mode=join", "--set", "identity.join.caSecretName=ca"),
+    *("--set", "identity.join.tokenSecretName=join", "--set", "identity.join.tokenKey=now"),
+)
+CERTIFIED = ("--set", "identity.mode=certificates", "--set", "identity.certificates.schedulerSecretName=s")
+CSI = (
+    *(*CERTIFIED, "--set", "identity.certificates.agent.csi.driver=csi.cert-manager.io", "--set-string"),
+    r"identity.certificates.agent.csi.attributes.csi\.cert-manager\.io/uri-sans=p2pdist://prod/agent/$\{POD_NAME\}",
+)
 CASES = {
     "as it comes": (),
     "everything": EVERYTHING,
     "three schedulers": ("--set", "scheduler.replicas=3", "--set", "scheduler.config=degree = 10"),
+    "joining": JOINING,
+    "joining, nothing kept": (*JOINING, "--set", "identity.join.persistence.enabled=false"),
+    "joining three schedulers": (
+        *(*JOINING, "--set", "scheduler.replicas=3", "--set", "identity.join.persistence.storageClassName=fast"),
+    ),
+    "certificates by CSI": CSI,
+    "certificates of the nodes": (*CERTIFIED, "--set", "identity.certificates.agent.hostPath=/etc/p2pdist/pki"),
     "agents alone": ("--set", "scheduler.enabled=false", "--set", "agent.mdns=true"),
     "metrics on the nodes": ("--set", "metrics.enabled=true", "--set", "networkPolicy.enabled=false"),
 }
@@ -119,6 +139,12 @@ def test_kubeconform_takes_each_rendering(
         (("--set", "scheduler.enabled=false"), "set scheduler.enabled or agent.mdns"),
         (("--set", "agent.mdns=true", "--set", "agent.hostNetwork=false"), "set agent.hostNetwork"),
         (("--set", "metrics.serviceMonitor.enabled=true"), "needs metrics.enabled"),
+        (("--set", "identity.mode=on"), "/identity/mode"),
+        (("--set", "identity.mode=join", "--set", "identity.join.caSecretName=ca"), "needs identity.join.caSecretName"),
+        ((*JOINING, "--set", "scheduler.enabled=false", "--set", "agent.mdns=true"), "set scheduler.enabled"),
+        (CERTIFIED, "needs one of"),
+        ((*CSI, "--set", "identity.certificates.agent.hostPath=/etc/pki"), "needs one of"),
+        ((*CSI, "--set", "identity.certificates.schedulerSecretName="), "schedulerSecretName"),
     ],
 )
 def test_values_that_cannot_work_are_refused(helm: str, values: Sequence[str], complaint: str) -> None:
@@ -181,9 +207,11 @@ def test_agent_and_scheduler_take_what_the_chart_sets(helm: str, tmp_path: Path,
     listens = (agent.mirror_listen.port, agent.peer_listen.port, agent.admin_listen.port)
     assert listens == (ports["mirror"], ports["peers"], ports["admin"])
     assert agent.mdns == (not agent.scheduler)
-    if "Deployment/p2pdist-scheduler" in manifests:
-        scheduler = settings(manifests, "Deployment/p2pdist-scheduler", tmp_path)
-        service = manifests["Service/p2pdist-scheduler"]["spec"]["ports"]
+    if agent.scheduler:
+        workload = scheduler_of(manifests)
+        scheduler = settings(manifests, workload, tmp_path)
+        names = "p2pdist-schedulers" if workload.startswith("StatefulSet") else "p2pdist-scheduler"
+        service = manifests[f"Service/{names}"]["spec"]["ports"]
         assert (agent.scheduler[0].port, scheduler.listen.port) == (service[0]["port"], service[0]["port"])
         assert scheduler.api_listen == Address("0.0.0.0", service[1]["port"])
 
@@ -200,6 +228,89 @@ def test_of_several_schedulers_agents_know_each_by_its_name(helm: str, tmp_path:
     ]
     scheduler = settings(manifests, "StatefulSet/p2pdist-scheduler", tmp_path)
     assert (scheduler.listen.port, scheduler.degree) == (5060, 10)
+
+
+def scheduler_of(manifests: dict[str, Any]) -> str:
+    """Return which workload is the scheduler's."""
+    (workload,) = [name for name in manifests if name.endswith("p2pdist-scheduler") and name.startswith(("De", "St"))]
+    return workload
+
+
+def mounted(workload: Any, container: str, file: Path) -> tuple[Any, str]:  # noqa: ANN401
+    """Return the volume that a file of a container is on, and the file's place on it."""
+    spec = workload["spec"]["template"]["spec"]
+    claims = [claim["metadata"] for claim in workload["spec"].get("volumeClaimTemplates", [])]
+    volumes = {volume["name"]: volume for volume in [*claims, *spec["volumes"]]}
+    for mount in containers(workload)[container]["volumeMounts"]:
+        if file.is_relative_to(mount["mountPath"]):
+            return volumes[mount["name"]], str(file.relative_to(mount["mountPath"]))
+    raise AssertionError(f"{file} is on no volume")
+
+
+def test_a_joining_agent_finds_its_token_and_the_scheduler_its_ca(helm: str, tmp_path: Path) -> None:
+    manifests = objects(rendered(helm, JOINING))
+    agent = settings(manifests, "DaemonSet/p2pdist-agent", tmp_path)
+    volume, place = mounted(manifests["DaemonSet/p2pdist-agent"], "agent", Path(agent.join.removeprefix("@")))
+    assert agent.join.startswith("@")
+    assert (volume["secret"]["secretName"], volume["secret"]["items"]) == ("join", [{"key": "now", "path": place}])
+    workload = manifests["StatefulSet/p2pdist-scheduler"]
+    scheduler = settings(manifests, "StatefulSet/p2pdist-scheduler", tmp_path)
+    assert mounted(workload, "scheduler", scheduler.ca_dir)[0] == mounted(workload, "ca", scheduler.ca_dir)[0]
+    # What the container before it does, with the Secret's two files, is what a scheduler can begin with.
+    made = Authority.make(tmp_path / "made", "prod", time.time())
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    for name in ("ca.pem", "ca-key.pem"):
+        (secret / name).write_bytes((made.directory / name).read_bytes())
+    _, verb, source, directory = containers(workload)["ca"]["args"]
+    assert mounted(workload, "ca", Path(source))[0]["secret"]["secretName"] == "ca"
+    assert directory == f"--dir={scheduler.ca_dir}"
+    for _ in range(2):
+        result = CliRunner().invoke(cli.main, ["cluster", verb, str(secret), f"--dir={tmp_path / 'state/cluster'}"])
+        assert result.exit_code == 0, result.output
+    assert Doorway(replace(scheduler, ca_dir=tmp_path / "state/cluster")).identity is not None
+
+
+def test_a_schedulers_tokens_outlive_its_pod_unless_that_is_not_wanted(helm: str) -> None:
+    place = Path("/var/lib/p2pdist-scheduler/cluster")
+    workload = objects(rendered(helm, CASES["joining three schedulers"]))["StatefulSet/p2pdist-scheduler"]
+    (claim,) = workload["spec"]["volumeClaimTemplates"]
+    assert mounted(workload, "scheduler", place)[0] == claim["metadata"]
+    assert claim["spec"]["storageClassName"] == "fast"
+    workload = objects(rendered(helm, CASES["joining, nothing kept"]))["StatefulSet/p2pdist-scheduler"]
+    assert "emptyDir" in mounted(workload, "scheduler", place)[0]
+
+
+@pytest.mark.parametrize("case", ["certificates by CSI", "certificates of the nodes"])
+def test_certificates_of_a_pki_are_where_agent_and_scheduler_look(helm: str, tmp_path: Path, case: str) -> None:
+    manifests = objects(rendered(helm, CASES[case]))
+    expected = {"certificates by CSI": "csi", "certificates of the nodes": "hostPath"}
+    for name, kind in (("DaemonSet/p2pdist-agent", expected[case]), (scheduler_of(manifests), "secret")):
+        found = settings(manifests, name, tmp_path)
+        files = [mounted(manifests[name], name.rpartition("-")[2], file) for file in certificate_files(found)]
+        assert [place for _, place in files] == ["ca.crt", "tls.crt", "tls.key"]
+        assert all(kind in volume for volume, _ in files)
+
+
+def certificate_files(config: AgentConfig | SchedulerConfig) -> list[Path]:
+    return [file for file in (config.ca_file, config.cert_file, config.key_file) if file is not None]
+
+
+@cases
+def test_without_an_identity_nothing_of_one_is_set_and_with_one_nobody_starts_without(
+    helm: str, tmp_path: Path, values: Sequence[str]
+) -> None:
+    manifests = objects(rendered(helm, values))
+    workloads = ["DaemonSet/p2pdist-agent"]
+    agent = settings(manifests, "DaemonSet/p2pdist-agent", tmp_path)
+    workloads += [scheduler_of(manifests)] if agent.scheduler else []
+    for name in workloads:
+        config = settings(manifests, name, tmp_path)
+        own = config.join if isinstance(config, AgentConfig) else config.ca_dir
+        assert bool(own or certificate_files(config)) == any("identity.mode" in value for value in values)
+        volumes = manifests[name]["spec"]["template"]["spec"]["volumes"]
+        # A Secret that may be missing would let a new node speak in the clear.
+        assert not any(volume.get("secret", {}).get("optional") for volume in volumes)
 
 
 @cases

@@ -20,6 +20,8 @@ import trustme
 from p2pdist import __version__
 from p2pdist.agent import Agent
 from p2pdist.config import Address, AgentConfig, RegistryConfig
+from p2pdist.core.access import AccessRule
+from p2pdist.core.identity import Revocations
 from p2pdist.core.oci import parse_image_reference
 from p2pdist.core.types import PeerId
 from p2pdist.core.wire import PeerAddress
@@ -27,10 +29,12 @@ from p2pdist.doctor.examination import examine
 from p2pdist.doctor.node import Node
 from p2pdist.doctor.report import Check, Result
 from p2pdist.errors import PeerUnavailable
+from p2pdist.identity.credentials import Identity
 from p2pdist.setup.installer import Installer
 from p2pdist.setup.plan import Places, View, Wanted
 from p2pdist.setup.tree import Tree
 from tests.fake_registry import FakeRegistry, Fault
+from tests.identities import FixedKeeper, credential, make_authority
 from tests.nodes import FakeOrigin, eventually, running_scheduler
 from tests.nodes import Node as Neighbour
 from tests.nodes import running as running_neighbours
@@ -362,6 +366,42 @@ async def test_a_peer_of_another_version(tmp_path: Path, registry: FakeRegistry)
         assert node.one("peer-versions").what == f"this agent runs {__version__}, of its peers 1 run 0.0.8"
         assert node.one("peers").what == "connected to 1"
     older.store.close()
+
+
+@pytest.mark.parametrize(
+    ("starts", "trouble", "revoked", "result", "says"),
+    [
+        (0, "", False, Result.OK, "agent/"),
+        (0, "scheduler a:5060 cannot be asked", False, Result.WARN, "cannot be asked"),
+        (-3000, "", False, Result.WARN, "less than a third"),
+        (-7200, "", False, Result.FAIL, "was good until"),
+        (0, "", True, Result.FAIL, "is revoked"),
+    ],
+    ids=["well", "not renewed", "ends soon", "expired", "revoked"],
+)
+async def test_an_identity_that_needs_a_look(
+    tmp_path: Path, registry: FakeRegistry, starts: float, trouble: str, revoked: bool, result: Result, says: str
+) -> None:
+    shown = credential(make_authority(tmp_path / "ca"), f"{1:032x}", starts=starts, lasts=3600)
+    keeper = FixedKeeper(
+        Identity(shown, Revocations(shown.name.cluster, 1, frozenset({shown.name.path} if revoked else ())))
+    )
+    keeper.trouble = trouble
+    async with patient(tmp_path, registry) as node:
+        assert node.agent is not None
+        node.agent.keeper = keeper
+        check = (await node.examine()).one("identity")
+    assert (check.result, bool(check.todo)) == (result, result != Result.OK)
+    assert says in check.what
+
+
+async def test_private_content_that_is_shared_without_an_identity(tmp_path: Path, registry: FakeRegistry) -> None:
+    async with patient(tmp_path, registry) as node:
+        assert (await node.examine()).one("identity").result == Result.OK
+    rule = AccessRule(registry="reg.test", repository="x", mode="passthrough", share=True)
+    async with patient(tmp_path / "sharing", registry, access=(rule,)) as node:
+        check = (await node.examine()).one("identity")
+    assert (check.result, "private content" in check.what) == (Result.WARN, True)
 
 
 # ---------------------------------------------------------------------- the registries

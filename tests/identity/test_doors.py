@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 from contextlib import asynccontextmanager, closing, suppress
 from typing import TYPE_CHECKING
@@ -11,16 +12,18 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from p2pdist.core.identity import Name
 from p2pdist.core.types import PeerId
 from p2pdist.core.wire import VERSION, Decoder, Hello, PeerAddress, Revoked, encode
 from p2pdist.errors import P2PDistError
+from p2pdist.identity import certificates
 from p2pdist.identity.channel import WORN_BYTES, TlsChannel, TlsStream, detached
-from p2pdist.identity.credentials import SPEAK, no_certificate, stranger
+from p2pdist.identity.credentials import ENROL, SPEAK, no_certificate, stranger
 from p2pdist.identity.refusals import QUIET_S, Refusals
 from p2pdist.store.memory import MemoryStore
 from scheduler.config import SchedulerConfig
 from scheduler.server import SchedulerServer
-from tests.identities import CLUSTER, credential, identity, make_authority
+from tests.identities import CLUSTER, FixedKeeper, credential, identity, make_authority
 from tests.nodes import FakeOrigin, Node, eventually, running
 
 if TYPE_CHECKING:
@@ -132,6 +135,48 @@ async def test_a_stranger_is_kept_out_and_the_log_says_why(
     assert not heard or kind == "another's name"
 
 
+@pytest.mark.parametrize("kind", STRANGERS)
+async def test_no_stranger_gets_a_certificate_and_the_log_says_why(ours: Authority, tmp_path: Path, kind: str) -> None:
+    """The same at the door for those who want a certificate; without one, a token is asked for."""
+    reason, shown = STRANGERS[kind]
+    context = shown(ours, make_authority(tmp_path / "other", "lab"))
+    at_the_handshake = reason in ("plain", "authority", "expired", "early", "role")
+    with capture_logs() as logs:
+        async with agent_port(ours) as (number, _):
+            answer = await ask_for_certificate(number, context)
+            await eventually(lambda: any(line["event"] == "connection refused" for line in logs))
+    (line,) = [line for line in logs if line["event"] == "connection refused"]
+    expected = ("agents", reason) if at_the_handshake else ("enrol", "not-enrolled")
+    assert (line["port"], line["reason"], line["source"]) == (*expected, "127.0.0.1")
+    assert b"CERTIFICATE" not in answer
+    assert at_the_handshake or b"refused" in answer
+
+
+async def ask_for_certificate(port: int, context: ssl.SSLContext | None) -> bytes:
+    """Ask for a certificate of GUEST without a token; return what was answered."""
+    name = Name(CLUSTER, "agent", PeerId(GUEST))
+    request = certificates.make_request(certificates.make_key(), name).decode()
+    question = json.dumps({"ask": "certificate", "token": "", "request": request}).encode() + b"\n"
+    plain = await trio.open_tcp_stream("127.0.0.1", port)
+    stream: trio.SocketStream | TlsStream = plain
+    answer = b""
+    try:
+        with trio.fail_after(20):
+            if context is not None:
+                context.set_alpn_protocols([ENROL])
+                channel = TlsChannel(detached(plain), context, server_side=False)
+                stream = TlsStream(channel)
+                await channel.handshake()
+            await stream.send_all(question)
+            while data := await stream.receive_some(4096):
+                answer += data
+    except (P2PDistError, OSError, trio.BrokenResourceError):
+        pass
+    finally:
+        await stream.aclose()
+    return answer
+
+
 @pytest.mark.parametrize("port", PORTS)
 async def test_who_has_the_clusters_certificate_is_let_in(ours: Authority, port: str) -> None:
     async with PORTS[port](ours) as (number, _):
@@ -155,7 +200,7 @@ async def test_an_agent_takes_no_other_agent_for_a_scheduler_and_no_scheduler_of
             )
             assert node.tracker is not None
             refusals = Refusals()
-            node.tracker.identify(identity(ours, node.peer_id), refusals)
+            node.tracker.identify(FixedKeeper(identity(ours, node.peer_id)), refusals)
             node.neighbourhood.identity, node.neighbourhood.refusals = identity(ours, node.peer_id), refusals
             async with running(node):
                 await eventually(lambda: {"role", "authority"} <= set(refusals.counts))

@@ -97,7 +97,7 @@ async def test_a_token_that_is_no_good_is_refused_with_the_reason(
     assert tokens[wrong].secret not in str(caught.value) + json.dumps(logs)
     assert not (tmp_path / "identity").exists()
     if wrong in ("spent", "expired", "unknown"):
-        assert any(line["event"] == "no certificate given" and line["source"] == "127.0.0.1" for line in logs)
+        assert any(line.get("reason") == "not-enrolled" and line["source"] == "127.0.0.1" for line in logs)
 
 
 async def test_a_token_is_for_as_many_nodes_as_it_says_however_many_ask_at_once(ours: Authority) -> None:
@@ -195,6 +195,20 @@ async def test_a_certificate_is_renewed_while_the_agent_runs(ours: Authority, tm
     assert certificates.key_of((tmp_path / "identity/agent.pem").read_bytes()) != certificates.key_of(pem)
 
 
+async def test_why_a_certificate_is_not_renewed_is_known_until_it_is(ours: Authority, tmp_path: Path) -> None:
+    async with scheduler(ours) as at:
+        await JoinedKeeper.join(tmp_path / "identity", [at], RNG, str(token_of(ours)))
+        nobody = ("127.0.0.1", 1)
+        for schedulers, trouble in (([], "no scheduler"), ([nobody], "cannot be asked"), ([nobody, at], "")):
+            keeper = JoinedKeeper(tmp_path / "identity", schedulers, RNG)
+            assert await keeper._renew(keeper.identity.credential) == (not trouble)
+            assert trouble in keeper.trouble
+        assert keeper.trouble == ""
+        ours.revoke(keeper.identity.name.path)
+        assert not await keeper._renew(keeper.identity.credential)
+        assert "revoked" in keeper.trouble
+
+
 async def test_who_is_revoked_gets_no_further_certificate(ours: Authority, tmp_path: Path) -> None:
     async with scheduler(ours) as at:
         keeper = await JoinedKeeper.join(tmp_path / "identity", [at], RNG, str(token_of(ours)))
@@ -247,6 +261,28 @@ def test_certificates_of_another_pki_are_read_again_and_a_bad_file_changes_nothi
         keeper.reload()
     assert keeper.identity.credential is second
     assert [line["log_level"] for line in logs] == ["error", "error"]
+
+
+def test_files_that_somebody_replaced_are_read_without_a_signal_and_the_trouble_with_bad_ones_is_kept(
+    ours: Authority, tmp_path: Path
+) -> None:
+    files = Files(tmp_path / "ca.pem", tmp_path / "cert.pem", tmp_path / "key.pem")
+    pem, key = pem_of(ours, "node-7")
+    for path, data in ((files.authority, ours.certificate), (files.certificate, pem), (files.key, key)):
+        path.write_bytes(data)
+    keeper = FilesKeeper(files)
+    first = keeper.identity.credential
+    keeper.look()
+    assert keeper.identity.credential is first
+    # As a PKI may leave them for a moment: the new certificate beside the old key.
+    pem, key = pem_of(ours, "node-7")
+    files.certificate.write_bytes(pem)
+    keeper.look()
+    assert (keeper.identity.credential, bool(keeper.trouble)) == (first, True)
+    files.key.write_bytes(key + b"\n")
+    keeper.look()
+    assert keeper.identity.credential is not first
+    assert not keeper.trouble
 
 
 def test_the_files_of_another_pki_go_together(tmp_path: Path) -> None:

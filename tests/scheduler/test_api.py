@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import pytest
 
@@ -14,6 +16,7 @@ from scheduler import api
 from scheduler.api import make_api
 from scheduler.config import SchedulerConfig
 from scheduler.server import SchedulerServer
+from tests.identities import CLUSTER, make_authority
 
 BLOB = Digest("sha256:" + "1" * 64)
 ONE, TWO = PeerId("1" * 32), PeerId("2" * 32)
@@ -39,10 +42,23 @@ async def ask(server: SchedulerServer, target: str, *, host: str = "localhost", 
         return await client.request(method, target, headers={"host": host})
 
 
-@pytest.mark.parametrize("target", ["/livez", "/readyz"])
-async def test_health_is_answered(target: str) -> None:
-    answer = await ask(server_at(), target)
+async def test_health_is_answered() -> None:
+    answer = await ask(server_at(), "/livez")
     assert (answer.status_code, answer.text) == (200, "ok\n")
+    ready = await ask(server_at(), "/readyz")
+    assert (ready.status_code, ready.json()["ready"], ready.json()["parts"]["agents"]) == (200, True, 0)
+    assert ready.json()["parts"]["identity"].startswith("off: ")
+
+
+async def test_a_scheduler_with_an_identity_says_who_it_is_and_until_when(tmp_path: Path) -> None:
+    server = SchedulerServer(SchedulerConfig(ca_dir=make_authority(tmp_path / "ca").directory))
+    ready = (await ask(server, "/readyz")).json()
+    assert ready["parts"]["identity"].startswith("ok: scheduler/")
+    status = (await ask(server, "/status")).json()
+    assert (status["cluster"], status["identity"]["state"]) == (CLUSTER, "ok")
+    metrics = (await ask(server, "/metrics")).text
+    assert "\np2pdist_identity_ends_timestamp_seconds " in metrics
+    assert 'p2pdist_connections_refused_total{reason="no-certificate"} 0.0' in metrics
 
 
 async def test_the_status_tells_agents_and_swarms() -> None:
