@@ -14,7 +14,7 @@ from p2pdist.core.wire import Lease, Leave, Message, Missing, Present, Renew, Vi
 from scheduler.leading import TAKEOVER_S, Leading
 from scheduler.pace import MEMBER_LEASES
 from scheduler.swarm import ADOPTED, LEASE_S
-from tests.scheduler.test_swarm import Script, address, done, joining, named
+from tests.scheduler.scripts import Script, address, done, joining, named
 from tests.strategies import digest, peer
 
 if TYPE_CHECKING:

@@ -1,211 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the gate lets through: nothing by digest alone, to runtimes and peers, cold and warm, whoever asks."""
+"""What the gate lets through: nothing by digest alone, to runtimes, cold and warm, whoever asks."""
 
 from __future__ import annotations
 
-import json
-import random
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
-from p2pdist.core.access import NOBODY, AccessRule, Caller, Policy, TagRule
+from p2pdist.core.access import NOBODY, Policy, TagRule
 from p2pdist.core.chunkmap import MIN_CHUNK_BYTES
-from p2pdist.core.types import Digest, Manifest, Repository
+from p2pdist.core.types import Repository
 from p2pdist.core.wire import Resolve, Resolved
-from p2pdist.errors import DeniedByOrigin, NotFoundAtOrigin, OriginError, P2PDistError
-from p2pdist.gate import CALLER_TTL_S, SILENT_S
+from p2pdist.errors import DeniedByOrigin, NotFoundAtOrigin
+from p2pdist.gate import CALLER_TTL_S
 from p2pdist.store.memory import MemoryStore
 from tests.fake_registry import OCI_MANIFEST, digest_of
-from tests.nodes import FakeOrigin, Node, connect_all, eventually, read, running, running_scheduler
+from tests.gate.rights import (
+    ALICE,
+    ANYBODY,
+    BOB,
+    LAYER,
+    MALLORY,
+    NODE,
+    OF_NODE,
+    OPEN,
+    PASSTHROUGH,
+    PUBLIC_TTL_S,
+    TEAM,
+    RightsOrigin,
+    blob,
+    expect_nothing,
+    expect_refusals,
+    node_of,
+    pull,
+    rules,
+)
+from tests.nodes import Node, eventually, running, running_scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from trio.testing import MockClock
 
-    from p2pdist.core.types import ManifestInfo
-    from tests.fakes import FakeRelayed
 
-TEAM, OPEN = Repository("reg.test", "team/app"), Repository("reg.test", "open")
-LAYER = random.Random(12).randbytes(3 * MIN_CHUNK_BYTES)
-ALICE, MALLORY, BOB = (Caller.of(f"Bearer {name}-canary") for name in ("alice", "mallory", "bob"))
-PUBLIC_TTL_S = 20.0
-ANYBODY, NODE = "anybody", "node"
-
-
-class RightsOrigin(FakeOrigin):
-    """A FakeOrigin in which repositories hold different things and have different readers.
-
-    Attributes:
-        readers: who may read a repository: ANYBODY, NODE (with this agent's credentials), authorization headers.
-        content: the tags and digests that a repository has.
-        requests: what reached it, `(method, repository, what)`, refused or not.
-        lent: whose header fetches for a repository.
-        mute: whether it says who may have what, but gives nothing.
-        empty: repositories whose registry says that it has all there is, and has nothing.
-        held_up: questions about this repository wait for the event.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.readers: dict[Repository, set[str]] = {}
-        self.content: dict[Repository, set[str]] = {}
-        self.requests: list[tuple[str, Repository, str]] = []
-        self.lent: dict[Repository, Caller] = {}
-        self.mute = False
-        self.empty: set[Repository] = set()
-        self.held_up: dict[Repository, trio.Event] = {}
-
-    def add(self, repository: Repository, tag: str, layer: bytes, *readers: str) -> Digest:
-        """Put an image into a repository, and say who may read that."""
-        digest = self.add_image(f"{repository}:{tag}", [layer])
-        self.manifests[digest] = self.manifests[f"{repository}:{tag}"]
-        self.content.setdefault(repository, set()).update((tag, digest, digest_of(layer), digest_of(b"{}")))
-        self.readers.setdefault(repository, set()).update(readers)
-        return digest
-
-    async def head_manifest(
-        self,
-        repository: Repository,
-        reference: str,
-        *,
-        known: ManifestInfo | None = None,
-        caller: Caller | None = None,
-        deadline_s: float | None = None,
-    ) -> ManifestInfo:
-        self._judge("head", repository, reference, caller)
-        if repository in self.held_up:
-            await self.held_up[repository].wait()
-        return (await self._manifest("head_manifest", self._name(repository, reference))).info
-
-    async def get_manifest(self, repository: Repository, reference: str) -> Manifest:
-        self._judge("get", repository, reference, self.lent.get(repository))
-        return await self._manifest("get_manifest", self._name(repository, reference))
-
-    async def blob_size(
-        self,
-        repository: Repository,
-        digest: Digest,
-        *,
-        caller: Caller | None = None,
-        deadline_s: float | None = None,
-    ) -> int:
-        self._judge("size", repository, digest, caller)
-        return await super().blob_size(repository, digest)
-
-    async def fetch(
-        self,
-        repository: Repository,
-        digest: Digest,
-        start: int,
-        into: memoryview,
-        *,
-        blob_bytes: int,
-        progress: Callable[[int], None],
-    ) -> None:
-        self._judge("fetch", repository, digest, self.lent.get(repository))
-        await super().fetch(repository, digest, start, into, blob_bytes=blob_bytes, progress=progress)
-
-    async def relay(
-        self, repository: Repository, target: str, accept: str, *, caller: Caller | None = None
-    ) -> FakeRelayed:
-        self._judge("relay", repository, "v1", caller)
-        return await super().relay(repository, target, accept, caller=caller)
-
-    def lend(self, repository: Repository, caller: Caller) -> None:
-        self.lent[repository] = caller
-
-    def is_public(self, repository: Repository) -> bool:
-        return ANYBODY in self.readers[repository]
-
-    def _judge(self, method: str, repository: Repository, what: str, caller: Caller | None) -> None:
-        self.requests.append((method, repository, what))
-        if self.mute and method in ("get", "fetch"):
-            raise OriginError("mute")
-        if repository in self.empty:
-            if method in ("get", "fetch"):
-                raise NotFoundAtOrigin("404", status_code=404)
-            return
-        readers = self.readers.get(repository, set())
-        shown = {ANYBODY, NODE if caller is None else caller.authorization}
-        if self.error is None and not readers & shown:
-            raise DeniedByOrigin(
-                f"{repository} {what}: 401", status_code=401, challenges=('Bearer realm="https://auth.test"',)
-            )
-        if self.error is None and what not in self.content[repository]:
-            raise NotFoundAtOrigin("404", status_code=404)
-
-    @staticmethod
-    def _name(repository: Repository, reference: str) -> str:
-        return reference if ":" in reference else f"{repository}:{reference}"
-
-
-def rules(*texts: str) -> Policy:
-    return Policy(tuple(AccessRule.parse(text) for text in texts))
-
-
-PASSTHROUGH = rules("reg.test/team/*=passthrough")
-OF_NODE = rules("reg.test/team/*=node-credentials")
-
-
-@pytest.fixture
-def origin() -> RightsOrigin:
-    return RightsOrigin()
-
-
-@pytest.fixture
-def stores() -> Iterator[list[MemoryStore]]:
-    stores = [MemoryStore(max_bytes=1 << 30) for _ in range(3)]
-    yield stores
-    for store in stores:
-        store.close()
-
-
-def node_of(origin: RightsOrigin, store: MemoryStore, policy: Policy, number: int = 1) -> Node:
-    return Node(number, origin, store, policy=policy, public_ttl_s=PUBLIC_TTL_S)
-
-
-async def pull(node: Node, repository: Repository, reference: str, caller: Caller = NOBODY) -> bytes:
-    """Return the layer of an image, pulled as a runtime does, and wait until all is stored."""
-    manifest = await node.images.manifest(repository, reference, caller)
-    digest = Digest(json.loads(manifest.body)["layers"][0]["digest"])
-    body = await blob(node, repository, digest, caller)
-    await eventually(lambda: not node.puller.arrivals)
-    return body
-
-
-async def blob(node: Node, repository: Repository, digest: Digest, caller: Caller = NOBODY) -> bytes:
-    reader = await node.images.open_blob(repository, digest, caller)
-    try:
-        return await read(reader)
-    finally:
-        reader.close()
-
-
-async def expect_nothing(
-    node: Node, repository: Repository, manifest: Digest, layer: Digest, caller: Caller = NOBODY, *, secret: bool = True
-) -> None:
-    """Try everything that the mirror offers to one who knows every name and digest."""
-    images = node.images
-    for ask in (
-        lambda: images.resolve(repository, "v1", caller),
-        lambda: images.resolve(repository, manifest, caller),
-        lambda: images.manifest(repository, "v1", caller),
-        lambda: images.manifest(repository, manifest, caller),
-        lambda: images.blob_size(repository, layer, caller),
-        lambda: images.open_blob(repository, layer, caller),
-        lambda: images.open_blob(repository, manifest, caller),
-        lambda: images.relay(repository, "tags/list", "*/*", caller),
-    ):
-        with pytest.raises((DeniedByOrigin, NotFoundAtOrigin)):
-            await ask()
-    assert (images.split(layer) is None) is secret
-
-
-# --------------------------------------------------------------------- public
+# ----------------------------------------------------------------------- public
 
 
 async def test_public_content_is_proved_once_and_then_served_without_asking(
@@ -332,7 +169,7 @@ async def test_with_a_scheduler_one_node_proves_for_all(
     assert [request[0] for request in origin.requests].count("head") == 1
 
 
-# ---------------------------------------------------------- content of another
+# ----------------------------------------------------------- content of another
 
 
 @pytest.mark.parametrize("policy", [PASSTHROUGH, OF_NODE], ids=["passthrough", "node-credentials"])
@@ -454,17 +291,6 @@ async def test_what_a_repository_gave_before_it_turned_private_is_opened_by_no_o
             await node.images.open_blob(other, digest_of(LAYER))
 
 
-async def expect_refusals(node: Node, repository: Repository, manifest: Digest, layer: Digest) -> None:
-    """Ask for content in a repository whose registry gives none of it."""
-    for ask in (
-        lambda: node.images.manifest(repository, manifest),
-        lambda: blob(node, repository, layer),
-        lambda: blob(node, repository, manifest),
-    ):
-        with pytest.raises(P2PDistError):
-            await ask()
-
-
 @pytest.mark.parametrize("policy", [PASSTHROUGH, OF_NODE], ids=["passthrough", "node-credentials"])
 async def test_a_registry_that_only_says_that_it_has_anothers_content_opens_nothing(
     origin: RightsOrigin, stores: list[MemoryStore], policy: Policy, quick_clock: MockClock
@@ -519,7 +345,7 @@ async def test_what_is_left_of_a_private_pull_is_resumed_by_its_own_repository_o
     assert again.machine.counters.to_peers == 0
 
 
-# ----------------------------------------------------------------- passthrough
+# ------------------------------------------------------------------ passthrough
 
 
 async def test_a_pinned_tag_is_not_told_to_one_who_may_not_have_it(
@@ -631,183 +457,3 @@ async def test_other_rules_are_in_force_at_once(
         assert await pull(node, TEAM, digest, ALICE) == LAYER
         node.gate.set_policy(rules("*=deny"))
         await expect_nothing(node, TEAM, digest, digest_of(LAYER), ALICE)
-
-
-# --------------------------------------------------------------------- silence
-
-
-@pytest.mark.parametrize("how", ["down", "hangs"])
-@pytest.mark.parametrize(
-    ("policy", "repository", "served"),
-    [
-        pytest.param(Policy(), OPEN, True, id="public"),
-        pytest.param(OF_NODE, TEAM, True, id="node-credentials"),
-        pytest.param(PASSTHROUGH, TEAM, False, id="passthrough"),
-        pytest.param(rules("reg.test/team/*=public"), TEAM, False, id="private before the rules changed"),
-    ],
-)
-async def test_while_the_origin_is_silent_only_what_it_gave_this_node_before_is_served(
-    origin: RightsOrigin,
-    stores: list[MemoryStore],
-    policy: Policy,
-    repository: Repository,
-    served: bool,
-    how: str,
-    quick_clock: MockClock,
-) -> None:
-    digest = origin.add(OPEN, "v1", LAYER, ANYBODY)
-    origin.add(TEAM, "v1", LAYER, NODE, ALICE.authorization)
-    first = node_of(origin, stores[0], OF_NODE)
-    async with running(first):
-        await pull(first, repository, digest, ALICE)
-    origin.error = OriginError("down") if how == "down" else None
-    origin.gate = trio.Event() if how == "hangs" else None
-    again = node_of(origin, stores[0], policy, number=2)
-    async with running(again):
-        for _ in range(2):
-            with trio.move_on_after(20) as runtime:
-                if served:
-                    assert await pull(again, repository, digest, ALICE) == LAYER
-                else:
-                    with pytest.raises(P2PDistError):
-                        await pull(again, repository, digest, ALICE)
-            assert runtime.cancelled_caught is (how == "hangs" and policy is PASSTHROUGH)
-            await trio.sleep(SILENT_S)
-
-
-@pytest.mark.parametrize("policy", [PASSTHROUGH, OF_NODE], ids=["passthrough", "node-credentials"])
-async def test_silence_opens_nothing_that_comes_later(
-    origin: RightsOrigin, stores: list[MemoryStore], policy: Policy, quick_clock: MockClock
-) -> None:
-    private = origin.add(TEAM, "v1", LAYER, NODE, ALICE.authorization)
-    node = node_of(origin, stores[0], policy)
-    async with running(node):
-        origin.error = OriginError("HTTP 429", status_code=429)
-        await expect_refusals(node, OPEN, private, digest_of(LAYER))
-        origin.error = None
-        await eventually(lambda: not node.puller.arrivals)
-        assert await pull(node, TEAM, private, ALICE) == LAYER
-        origin.error = OriginError("HTTP 429", status_code=429)
-        await expect_refusals(node, OPEN, private, digest_of(LAYER))
-
-
-async def test_silence_does_not_open_what_another_repository_has_been_refused(
-    origin: RightsOrigin, stores: list[MemoryStore], quick_clock: MockClock
-) -> None:
-    other = Repository("reg.test", "other")
-    digest = origin.add(OPEN, "v1", LAYER, ANYBODY)
-    node = node_of(origin, stores[0], Policy())
-    async with running(node):
-        await pull(node, OPEN, digest)
-        origin.readers[OPEN] = set()
-        with pytest.raises(DeniedByOrigin):
-            await node.images.resolve(OPEN, "v1")
-        origin.error = OriginError("HTTP 429", status_code=429)
-        await expect_refusals(node, other, digest, digest_of(LAYER))
-
-
-async def test_a_refusal_ends_what_silence_let_stand(
-    origin: RightsOrigin, stores: list[MemoryStore], quick_clock: MockClock
-) -> None:
-    digest = origin.add(OPEN, "v1", LAYER, ANYBODY)
-    node = node_of(origin, stores[0], Policy())
-    async with running(node):
-        await pull(node, OPEN, digest)
-        await trio.sleep(PUBLIC_TTL_S)
-        origin.error = OriginError("down")
-        assert await node.gate.prove(OPEN, digest, manifest=True)
-        assert node.gate.may_give(OPEN)
-        origin.error, origin.readers[OPEN] = None, set()
-        with pytest.raises(DeniedByOrigin):
-            await node.images.manifest(OPEN, digest)
-        assert node.gate.may_give(OPEN) is False
-
-
-# ----------------------------------------------------------------------- peers
-
-
-async def try_to_take(node: Node, repository: Repository, manifest: Digest) -> bool:
-    """Return whether a node gets an image that the origin does not give it, from whatever its peers let it have."""
-    with trio.move_on_after(30):
-        try:
-            await pull(node, repository, manifest)
-        except P2PDistError:
-            return False
-        return True
-    return False
-
-
-@pytest.mark.parametrize(
-    ("rule", "given"),
-    [
-        pytest.param(AccessRule("*", "team/*", "node-credentials"), False, id="node-credentials"),
-        pytest.param(AccessRule("*", "team/*", "passthrough"), False, id="passthrough"),
-        pytest.param(AccessRule("*", "team/*", "node-credentials", share=True), True, id="shared by its rule"),
-    ],
-)
-async def test_peers_are_given_private_content_only_where_the_rule_says_so(
-    origin: RightsOrigin, stores: list[MemoryStore], rule: AccessRule, given: bool, quick_clock: MockClock
-) -> None:
-    digest = origin.add(TEAM, "v1", LAYER, NODE, ALICE.authorization)
-    holder = node_of(origin, stores[0], Policy((rule,)))
-    tenant = node_of(origin, stores[1], Policy(), number=2)
-    async with running(holder, tenant):
-        await connect_all([holder, tenant])
-        await pull(holder, TEAM, digest, ALICE)
-        # The tenant's own registry serves a name under which it asks for the very digests.
-        mine = Repository("reg.test", "mine")
-        origin.readers[mine], origin.content[mine] = {ANYBODY}, set(origin.content[TEAM])
-        origin.mute = True
-        assert await try_to_take(tenant, mine, digest) is given
-        assert (holder.machine.counters.to_peers > 0) is given
-
-
-async def test_peers_are_not_given_what_has_turned_private(
-    origin: RightsOrigin, stores: list[MemoryStore], quick_clock: MockClock
-) -> None:
-    digest = origin.add(OPEN, "v1", LAYER, ANYBODY)
-    holder, second, third = (node_of(origin, store, Policy(), number + 1) for number, store in enumerate(stores))
-    async with running(holder, second, third):
-        await pull(holder, OPEN, digest)
-        await connect_all([holder, second, third])
-        assert await pull(second, OPEN, digest) == LAYER
-        assert holder.machine.counters.to_peers >= len(LAYER)
-        given = [node.machine.counters.to_peers for node in (holder, second)]
-        origin.readers[OPEN] = {MALLORY.authorization}
-        await trio.sleep(PUBLIC_TTL_S)
-        third.gate.set_policy(rules("*=passthrough"))
-        third.gate.may_share = lambda _repository: True  # type: ignore[method-assign]
-        origin.mute = True
-        with trio.move_on_after(30), suppress(P2PDistError):
-            await pull(third, OPEN, digest, MALLORY)
-        assert [node.machine.counters.to_peers for node in (holder, second)] == given
-
-
-async def test_peers_wait_for_a_new_proof_and_then_get_what_is_still_public(
-    origin: RightsOrigin, stores: list[MemoryStore], quick_clock: MockClock
-) -> None:
-    digest = origin.add(OPEN, "v1", LAYER, ANYBODY)
-    holder, second = (node_of(origin, store, Policy(), number + 1) for number, store in enumerate(stores[:2]))
-    async with running(holder, second):
-        await pull(holder, OPEN, digest)
-        await connect_all([holder, second])
-        await trio.sleep(PUBLIC_TTL_S)
-        origin.requests.clear()
-        assert await pull(second, OPEN, digest) == LAYER
-        assert not any(method == "fetch" and what == digest_of(LAYER) for method, _, what in origin.requests)
-
-
-async def test_a_restarted_node_gives_what_it_has_after_one_proof(
-    origin: RightsOrigin, stores: list[MemoryStore], quick_clock: MockClock
-) -> None:
-    digest = origin.add(OPEN, "v1", LAYER, ANYBODY)
-    first = node_of(origin, stores[0], Policy())
-    async with running(first):
-        await pull(first, OPEN, digest)
-    again, second = (node_of(origin, store, Policy(), number + 5) for number, store in enumerate(stores[:2]))
-    async with running(again, second):
-        await connect_all([again, second])
-        origin.requests.clear()
-        assert await pull(second, OPEN, digest) == LAYER
-        assert [method for method, _, _ in origin.requests if method in ("get", "fetch")] == []
-        assert len(origin.requests) <= 3
