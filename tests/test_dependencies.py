@@ -50,6 +50,14 @@ def test_everything_that_is_brought_is_named_in_the_decision() -> None:
     assert not set(BROUGHT) - named
 
 
+@pytest.mark.parametrize("name", ["p2pdist", *BROUGHT])
+def test_a_library_has_the_versions_that_it_asks_for(name: str) -> None:
+    wanted = [Requirement(text) for text in metadata.requires(name) or []]
+    needed = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
+    found = {one.name: metadata.version(one.name) for one in needed}
+    assert [f"{one} is {found[one.name]}" for one in needed if not one.specifier.contains(found[one.name], True)] == []
+
+
 @pytest.mark.parametrize("name", BROUGHT)
 def test_a_library_is_under_a_free_licence(name: str) -> None:
     about = metadata.metadata(name)
