@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from p2pdist.core.types import Checksum, Digest, PeerId
     from p2pdist.core.wire import PeerAddress
 
+QUIET_S = 1.5
+"""A lease that was not renewed for so long takes nobody's place: those beyond a partition had the fewest leases, got
+all that were free, and the registry gave nothing until they lapsed (W6-partition)."""
 UNTRIED_LEASES = 1
 """For an agent that has brought no chunk yet: the first to join would get all there are, and keep them if it stalls."""
 LAPSE_GROWTH, LAPSES_MAX = 4, 4
@@ -112,6 +115,8 @@ class Run:
     left: int
     """Chunks of which the lease has not ended."""
     done_bytes: int = 0
+    counted: bool = False
+    """Among the registry's runs: it has chunks left, and its member has not been quiet."""
 
 
 @dataclass(slots=True)
@@ -120,7 +125,7 @@ class Registry:
 
     leases: dict[tuple[Digest, int], tuple[Swarm, Run]] = field(default_factory=dict)
     runs: int = 0
-    """Those that have chunks left."""
+    """Those that count."""
     pace: Pace = field(default_factory=Pace)
     first: dict[Digest, Swarm] = field(default_factory=dict)
     """Swarms whose first chunk is to be leased; they leave the line when they come up and have nothing to lease."""
@@ -135,6 +140,11 @@ class Registry:
                 ordered = sorted(line.items(), key=lambda entry: entry[1].order)
                 line.clear()
                 line.update(ordered)
+
+    def count(self, run: Run, counted: bool) -> None:
+        """Let a run count, or no more."""
+        self.runs += counted - run.counted
+        run.counted = counted
 
     @property
     def idle(self) -> bool:

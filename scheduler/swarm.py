@@ -49,7 +49,7 @@ from scheduler.checksums import Archive
 from scheduler.disputes import refuted, revoke
 from scheduler.handout import Crowd, neighbours
 from scheduler.leading import Leading
-from scheduler.ledger import Member, Registry, Run, Swarm
+from scheduler.ledger import QUIET_S, Member, Registry, Run, Swarm
 from scheduler.pace import MEMBER_LEASES, Begun
 from scheduler.reports import Reports
 from scheduler.tags import Tags
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 ALONE = PeerId("0" * 32)
 """The id of a scheduler that has no others beside it."""
 LEASE_S = 6.0
-"""Without a Renew a lease lapses; its holder renews every 2 s while its fetch runs."""
+"""Without a Renew a lease lapses; its holder renews every second while its fetch runs."""
 PUSH_S = 0.1
 """Between two ticks: checksums wait so long for company, and longer where there are thousands to tell. Until told, only
 a chunk's first holder may pass it on."""
@@ -80,10 +80,6 @@ FAILED_PAUSE_S = 2.0
 """An agent whose fetch failed gets no lease of that blob for so long: its own way to the origin may be broken."""
 MAX_PAUSE_S = 30.0
 """How long one agent's Failed may keep all from a registry."""
-CROWD = 50
-CROWD_LEASES = 3
-"""In a swarm of so many members, leases beyond what the registry's pace says: among many chunks on its way a node's
-fetch is slow, and with 5 the registry's link carried 92% (simulated, 200 nodes; with 8 97%)."""
 SAMPLE = 8
 """Members looked at for a lease in a large swarm."""
 CANDIDATES = 16
@@ -211,8 +207,9 @@ class SchedulerState:
         """Push checksums, let late leases lapse, ask again for tags; every PUSH_S or so."""
         out: Outbox = []
         for name, registry in list(self._registries.items()):
-            for (_, index), (swarm, _) in list(registry.leases.items()):
+            for (_, index), (swarm, run) in list(registry.leases.items()):
                 peer, deadline = swarm.leases[index]
+                registry.count(run, deadline - LEASE_S > now - QUIET_S)
                 if deadline <= now:
                     self.leases_lapsed += 1
                     swarm.distrust(self.members[peer], now, FAILED_PAUSE_S)
@@ -282,7 +279,7 @@ class SchedulerState:
         elif member.leases < MEMBER_LEASES:
             # What it measures is from before: of no use to the pace.
             run = Run(Begun(now, -1), 1)
-            registry.runs += 1
+            registry.count(run, True)
             member.leases += 1
         else:
             return
@@ -461,7 +458,7 @@ class SchedulerState:
         for swarm in line.values():
             if which == 1 and swarm.order >= ahead:
                 break
-            most = registry.pace.leases + (CROWD_LEASES if len(swarm.members) >= CROWD else 0)
+            most = registry.pace.among(len(swarm.members))
             while registry.runs < most and swarm.pending & which:
                 peer = self._draw(swarm, most, now)
                 if peer is None:
@@ -488,7 +485,7 @@ class SchedulerState:
         run, member = Run(registry.pace.began(now), len(indices)), self.members[peer]
         for index in indices:
             self._note_lease(registry, swarm, run, index, peer, now)
-        registry.runs += 1
+        registry.count(run, True)
         member.leases += 1
         member.leased_ever += len(indices)
         self.leases_granted += len(indices)
@@ -525,7 +522,7 @@ class SchedulerState:
         registry.line_up(swarm)
         run.left -= 1
         if not run.left:
-            registry.runs -= 1
+            registry.count(run, False)
             if peer in self.members:
                 self.members[peer].leases -= 1
         return True

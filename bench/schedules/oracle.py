@@ -240,8 +240,9 @@ class Watch:
                 self._fail("lease", f"chunk {index} of {_short(blob)} is leased to one that has gone")
             if deadline <= now or now - self._absent.get(holder, now) > LEASE_S + DEAD_S + PUSH_S:
                 self._fail("lease", f"chunk {index} of {_short(blob)} is leased to one that has been silent for long")
-        if registry.runs != len(runs) or any(run.left != runs[id(run)] for _, run in registry.leases.values()):
-            self._fail("lease", f"{registry.runs} requests are counted where there are {len(runs)}")
+        counted = {id(run) for _, run in registry.leases.values() if run.counted}
+        if registry.runs != len(counted) or any(run.left != runs[id(run)] for _, run in registry.leases.values()):
+            self._fail("lease", f"{registry.runs} requests are counted where there are {len(counted)}")
         for peer, member in state.members.items():
             if member.leases != len(held.get(peer, ())):
                 self._fail("lease", f"{member.leases} requests of a member are counted of {len(held.get(peer, ()))}")

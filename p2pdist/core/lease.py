@@ -70,7 +70,7 @@ announcement has come, and what was being fetched has too."""
 DOUBTERS = 3
 """A swarm of so many reads from the origin, once, what a single peer holds and nobody else can vouch for. It may not be
 passed on before, so that otherwise all would take all of it from that peer."""
-RENEW_S = 2.0
+RENEW_S = 1.0
 NEVER = -1
 """The pause of a Failed that says: do not lease this blob to this agent again."""
 

@@ -222,8 +222,8 @@ def test_whatever_agents_say_the_books_on_leases_agree(history: list[tuple[int, 
     for number, message, after_s in history:
         script.tick(script.now + after_s)
         script.says(number, message)
-        runs = {id(run) for registry in script.state._registries.values() for _, run in registry.leases.values()}
-        assert sum(registry.runs for registry in script.state._registries.values()) == len(runs)
+        runs = {id(run): run for each in script.state._registries.values() for _, run in each.leases.values()}
+        assert sum(each.runs for each in script.state._registries.values()) == sum(r.counted for r in runs.values())
         assert sum(member.leases for member in script.state.members.values()) == len(runs)
         for swarm in script.state.swarms.values():
             assert swarm.leased_bits == sum(1 << index for index in swarm.leases)

@@ -17,10 +17,10 @@ from p2pdist.core.wire import (
     Stored,
 )
 from scheduler import swarm as module
+from scheduler.ledger import QUIET_S
+from scheduler.pace import CROWD, CROWD_LEASES
 from scheduler.pace import LEASES_MIN as LEASES
 from scheduler.swarm import (
-    CROWD,
-    CROWD_LEASES,
     FAILED_PAUSE_S,
     LEASE_S,
     MAX_PAUSE_S,
@@ -164,6 +164,27 @@ def test_an_agent_that_has_brought_no_chunk_yet_gets_one_lease_and_then_its_shar
     script = Script(1, tried=False)
     assert leases(script.says(1, joining())) == [(1, 0)]
     assert leases(script.says(1, done(0))) == [(1, index) for index in range(1, LEASES + 1)]
+
+
+def test_members_that_fell_silent_take_nobodys_place() -> None:
+    script = Script(*range(1, 13))
+    for number in range(1, 13):
+        script.says(number, joining())
+    silent = {to for swarm in script.state.swarms.values() for to, _ in swarm.leases.values()}
+    assert leases(script.tick(QUIET_S - 0.1)) == []
+    others = leases(script.tick(QUIET_S))
+    assert len(others) == LEASES
+    assert not {peer(to) for to, _ in others} & silent
+    assert leases(script.tick(QUIET_S + 0.1)) == []
+
+
+def test_a_lease_that_is_renewed_keeps_its_place() -> None:
+    script = Script(*range(1, 13))
+    out = [script.says(number, joining()) for number in range(1, 13)]
+    for to, index in [lease for said in out for lease in leases(said)]:
+        script.now = QUIET_S - 0.1
+        script.says(to, Renew(B, index))
+    assert leases(script.tick(QUIET_S)) == []
 
 
 def test_who_lets_leases_lapse_waits_four_times_as_long_each_time_until_it_brings_a_chunk() -> None:
