@@ -24,6 +24,7 @@ class Plan:
         unsent_bytes: what a sender's kernel may still hold of a chunk when its slot is free again.
         tick_s: between two looks at timers in an agent that is busy. Production: 0.1.
         slow_ratio, slow_factor: this part of the nodes has links of so many times the rate.
+        slow_uplinks: of these nodes only what they send is slow; they receive like the others.
         leave_per_minute: this part of the nodes leaves each minute, those that are done alike.
         replaced: whether for each that leaves a new one with nothing joins, as long as first ones are not done.
         racks: 0 for none; else so many, each behind an uplink of `rack_mbit` both ways.
@@ -47,6 +48,7 @@ class Plan:
     tick_s: float = 0.1
     slow_ratio: float = 0.0
     slow_factor: float = 0.1
+    slow_uplinks: bool = False
     leave_per_minute: float = 0.0
     replaced: bool = False
     racks: int = 0
@@ -80,7 +82,7 @@ class Plan:
         """Return what the image takes at least from the first start on, however fast one's own link is.
 
         Args:
-            rates: of all nodes' links.
+            rates: at which all nodes send.
         """
         image, together = self.image_bytes, len(rates) * self.image_bytes / (self.origin_rate + sum(rates))
         return max(image / self.origin_rate, together, image / self.rack_rate if self.rack_rate else 0.0)

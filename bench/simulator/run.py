@@ -87,15 +87,15 @@ def _without_gc() -> Iterator[None]:
 def outcome_of(swarm: Swarm, wall_s: float) -> Outcome:
     """Return what a swarm that has run came to."""
     plan, nodes = swarm.plan, list(swarm.nodes.values())
-    first_s, swarm_s = min(node.started_s for node in nodes), plan.swarm_s([node.rate for node in nodes])
+    first_s, swarm_s = min(node.started_s for node in nodes), plan.swarm_s([node.up_rate for node in nodes])
     ratios, finished, late = [], [], []
     for node in swarm.alive:
         if node.finished_s is not None:
-            bound_s = max(plan.image_bytes / node.rate, swarm_s - (node.started_s - first_s))
+            bound_s = max(plan.image_bytes / node.down_rate, swarm_s - (node.started_s - first_s))
             ratios.append((node.finished_s - node.started_s) / bound_s)
             finished.append(node.finished_s - first_s)
             if plan.poisson_s and node.started_s > first_s:
-                late.append((node.finished_s - node.started_s) * node.rate / plan.image_bytes)
+                late.append((node.finished_s - node.started_s) * node.down_rate / plan.image_bytes)
     ratios.sort()
     counters = [node.machine.counters for node in nodes]
     grants, delivered = sum(each.grants for each in counters), swarm.transfers * swarm.cut.chunk_bytes

@@ -50,11 +50,11 @@ LOOK_EVERY = 4096
 class Node:
     """One agent: its machine, its link, and what its shell owns. Those that have left are kept for the figures."""
 
-    def __init__(self, peer: PeerId, machine: PullMachine, rate: float, rack: int | None) -> None:
+    def __init__(self, peer: PeerId, machine: PullMachine, up_rate: float, down_rate: float, rack: int | None) -> None:
         self.peer = peer
         self.machine = machine
-        self.rate = rate
-        self.up, self.down = Link(rate), Link(rate)
+        self.up_rate, self.down_rate = up_rate, down_rate
+        self.up, self.down = Link(up_rate), Link(down_rate)
         self.rack = rack
         self.alive = True
         self.failed = False
@@ -209,11 +209,13 @@ class Swarm:
     def _join(self, started_s: float, *, slow: bool) -> None:
         """Let an agent come up that will be asked for the image at `started_s`."""
         plan, number = self.plan, len(self.nodes)
-        rate = plan.link_mbit * MBIT * (plan.slow_factor if slow else 1.0)
+        full_rate = plan.link_mbit * MBIT
+        up_rate = full_rate * (plan.slow_factor if slow else 1.0)
         peer = PeerId(f"{self.rng.getrandbits(128):032x}")
         rack = self._rack_of(number)
         settings = PullSettings(rack="" if rack is None else f"rack-{rack}")
-        node = Node(peer, PullMachine(peer, Random(self.rng.random()), settings), rate, rack)
+        machine = PullMachine(peer, Random(self.rng.random()), settings)
+        node = Node(peer, machine, up_rate, full_rate if plan.slow_uplinks else up_rate, rack)
         node.started_s = started_s
         node.pioneer = number < plan.nodes
         self.nodes[peer] = node
@@ -299,7 +301,7 @@ class Swarm:
             self.wasted_bytes += self.cut.chunk_bytes - fetch.call_off(self.now)
         self._at(self.now + self._latency_s, self._scheduler_loses, node.peer)
         if self.plan.replaced and self._pioneers > 0:
-            self._join(self.now, slow=node.rate < self.plan.link_mbit * MBIT)
+            self._join(self.now, slow=node.up_rate < self.plan.link_mbit * MBIT)
         if self.alive:
             self._at(self._until_next_leaves(), self._somebody_leaves, None)
 

@@ -105,6 +105,7 @@ class Hearing:
         check_checksums(message.checksums, len(indices))
         known, new = peer.shared[message.blob], chunk_set(indices)
         peer.shared[message.blob] = known | new
+        self._state.peers_gained += (new & ~known).bit_count()
         if progress.wanted:
             self._holds(progress, peer, new & ~known)
             if not progress.vouchers.agree(indices, message.checksums):

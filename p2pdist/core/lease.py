@@ -71,6 +71,12 @@ DOUBTERS = 3
 """A swarm of so many reads from the origin, once, what a single peer holds and nobody else can vouch for. It may not be
 passed on before, so that otherwise all would take all of it from that peer."""
 RENEW_S = 1.0
+BEHIND_S = 2.0
+"""With a scheduler: a lease is given back, for another member, by who has so much left to send of what it alone has, or
+is fetching. Where an agent's way out is slow, its share of the leases took longer to leave it than the image takes
+(docs/performance.md, Slow uplinks). At 50 Mbit/s that is fifty chunks."""
+RESTING_S = 5.0
+"""Who has sent nothing for so long is not behind: nobody takes what it has."""
 NEVER = -1
 """The pause of a Failed that says: do not lease this blob to this agent again."""
 
@@ -208,17 +214,32 @@ class Leasing:
             state.out.append(Tell(message=Failed(blob, message.index, NEVER)))
             return
         wanted = []
+        behind = self._behind(progress)
         for index in range(message.index, min(message.index + message.count, progress.count)):
             if progress.offered >> index & 1:
                 self._due.add((blob, index))
                 self.done(progress, index)
             elif progress.final or not progress.wanted:
                 state.out.append(Tell(message=Failed(blob, index, NEVER)))
+            elif behind:
+                state.out.append(Tell(message=Failed(blob, index, 0)))
             else:
                 state.helped_at = state.now
                 self._granted.add((blob, index))
                 wanted.append(index)
         self.fetch(progress, wanted)
+
+    def _behind(self, progress: Progress) -> bool:
+        """Return whether our way out is too slow for one more chunk of this blob, which another member may fetch."""
+        state = self._state
+        each_s = state.slow_s
+        idle = state.now - state.sent_at > max(RESTING_S, 2 * each_s)
+        if not each_s or idle or len(self.swarm_of(progress)) < 2:
+            return False
+        wanted_by_others = {blob for peer in state.book.peers.values() for blob in peer.wants}
+        shared = (other for other in state.wanted() if other.blob in wanted_by_others)
+        alone = sum((other.offered & ~other.held).bit_count() for other in shared)
+        return (alone + len(self._granted)) * each_s > BEHIND_S
 
     def done(self, progress: Progress, index: int) -> None:
         """Report a chunk that was ours to fetch, once it is here and vouched for, whoever it came from."""

@@ -36,6 +36,7 @@ class Upload:
     since: float
     blob: Digest | None = None
     index: int = 0
+    called_off: bool = False
 
 
 @dataclass(slots=True)
@@ -66,6 +67,8 @@ class Peer:
     """It declined for want of room; else for want of anything new: then our next gain ends it early too."""
     idle_at: int = -1
     """Our gains when it declined."""
+    lapses: int = 0
+    """Grants in a row that it did not answer."""
     told_at: int = -1
     """Our gains when it was last told of them."""
     good: int = 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from p2pdist.core.chunkmap import MIN_CHUNK_BYTES
 from p2pdist.core.events import CancelSend, SendChunk
 from p2pdist.core.packing import pack_indices
 from p2pdist.core.peerbook import Upload
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from p2pdist.core.types import PeerId
 
 GRANT_TIMEOUT_S = 3.0
-"""A grant that is not answered so long is taken back."""
+"""A grant that is not answered so long is taken back, and its peer passed over for PARK_S, twice as long after each
+further one up to MAX_PARK_S: who stalls lacks most, and held two of six slots most of the time."""
+MAX_PARK_S = 30.0
 PARK_S = 1.0
 """How long a peer that declined is passed over, unless its Room comes or we gain something first."""
 SLOW_S = 5.0
@@ -43,6 +46,16 @@ FIRST_GAINS = 4
 """For each so many chunks gained in this pull, one more is sent at a time, up to all slots. While there is little to
 give, its copies leave one by one, so that the first can be passed on early; later, many at a time fill the link though
 some receivers are busy."""
+COPY_S = 1.5
+"""As many chunks are given at a time as leave together within this: all six slots down to 8 Mbit/s for chunks of
+256 KiB. Where the way out is slower, six copies of a chunk left before the next one did, while all waited for what
+only this agent had (docs/performance.md, Slow uplinks)."""
+RECENT = 8
+"""Chunks sent that tell how fast the way out is. A single receiver that is slow must not look like it."""
+OUTPACED, FADING = 4.0, 0.98
+"""The way out counts as slow where each peer gains so many chunks while one leaves, and from then on for some fifty
+chunks: where all wait for what leaves a slow one, they gain little. Among equals they gain one, and many at a time are
+best however long they take."""
 PER_PEER = 2
 """Grants to one peer at a time: the second hides the round trip of the first."""
 
@@ -59,11 +72,16 @@ class Giving:
         self._under_way: set[tuple[PeerId, int]] = set()
         self._usual_s = 0.0
         """What a chunk takes to be sent lately; 0 before the first."""
+        self._leaving: deque[tuple[float, float]] = deque(maxlen=RECENT)
+        """For each chunk sent lately how long it took after the one before, and what a peer gained meanwhile."""
+        self._since = 0.0, 0
+        """When the last chunk had left, or the first began to, and what peers had gained by then."""
+        self._outpaced = 0.0
 
     def grant(self) -> None:
         """Offer free slots."""
         state = self._state
-        while self.slots_used < state.settings.upload_slots:
+        while self.slots_used < self._slots():
             peer = self._choose()
             if peer is None:
                 return
@@ -73,6 +91,11 @@ class Giving:
             self.slots_used += 1
             state.counters.grants += 1
             state.answer(peer, Grant(number))
+
+    def _slots(self) -> int:
+        """Return how many chunks to give at a time: fewer where the way out is slow."""
+        most, each_s = self._state.settings.upload_slots, self._state.slow_s
+        return max(1, min(most, int(COPY_S / each_s))) if each_s else most
 
     def _choose(self) -> Peer | None:
         """Return whom to grant to next, of those that said Room lately if there are such."""
@@ -110,6 +133,7 @@ class Giving:
         ours = progress is not None and progress.shared and progress.offered >> message.index & 1
         if upload is not None and upload.blob is None and ours:
             upload.blob, upload.index, upload.since = message.blob, message.index, state.now
+            peer.lapses = 0
             self._line.append((peer.peer_id, message.number))
             self._begin()
             return
@@ -127,13 +151,15 @@ class Giving:
             peer_id, number = self._line.popleft()
             upload = self._state.book.peers[peer_id].uploads[number]
             assert upload.blob is not None
+            if not self._under_way:
+                self._since = self._state.now, self._state.peers_gained
             self._under_way.add((peer_id, number))
             self._state.out.append(SendChunk(peer=peer_id, number=number, blob=upload.blob, index=upload.index))
 
     def _at_once(self) -> int:
         """Return how many chunks to send at a time: few while we have few."""
         state = self._state
-        most = state.settings.upload_slots
+        most = self._slots()
         return min(most, 1 + (state.gains - state.gains_before) // FIRST_GAINS) if state.wanted() else most
 
     def cancelled(self, peer: Peer, number: int) -> None:
@@ -143,13 +169,15 @@ class Giving:
             self.free(peer, number)
             self.grant()
         else:
+            if (upload := peer.uploads.get(number)) is not None:
+                upload.called_off = True
             self._state.out.append(CancelSend(peer=peer.peer_id, number=number))
 
     def declined(self, peer: Peer, message: Decline) -> None:
         state = self._state
         state.counters.declines += 1
         peer.passed_until = state.now + PARK_S
-        peer.full, peer.idle_at = message.full, state.gains
+        peer.full, peer.idle_at, peer.lapses = message.full, state.gains, 0
         self.free(peer, message.number)
         self.grant()
 
@@ -171,8 +199,21 @@ class Giving:
                 size = progress.chunks.length(upload.index)
                 state.counters.to_peers += size
                 peer.up_bytes += size
+                if (peer.peer_id, number) in self._under_way:
+                    self._left(counts=size >= MIN_CHUNK_BYTES and not upload.called_off)
         self.free(peer, number)
         self.grant()
+
+    def _left(self, *, counts: bool) -> None:
+        """Measure how fast our way out is, by a chunk that has left; one called off, or small, says little."""
+        state, (since, gained) = self._state, self._since
+        self._since, state.sent_at = (state.now, state.peers_gained), state.now
+        if counts:
+            leaving, peers = self._leaving, max(len(state.book.peers), 1)
+            leaving.append((state.now - since, (state.peers_gained - gained) / peers))
+            self._outpaced = max(sum(gains for _, gains in leaving) / len(leaving), FADING * self._outpaced)
+            each_s = sum(taken_s for taken_s, _ in leaving) / len(leaving)
+            state.slow_s = each_s if self._outpaced > OUTPACED else 0.0
 
     def free(self, peer: Peer, number: int) -> None:
         if peer.uploads.pop(number, None) is None:
@@ -195,7 +236,10 @@ class Giving:
         now = self._state.now
         for number, upload in list(peer.uploads.items()):
             if upload.blob is None and now - upload.since > GRANT_TIMEOUT_S:
-                peer.passed_until, peer.full = now + PARK_S, True
+                if peer.passed_until <= now:
+                    peer.passed_until = now + min(PARK_S * 2**peer.lapses, MAX_PARK_S)
+                    peer.lapses += 1
+                peer.full = True
                 self.free(peer, number)
             elif (peer.peer_id, number) in self._under_way and now - upload.since > self._slow_s:
                 peer.clogged.add(number)

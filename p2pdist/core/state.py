@@ -72,6 +72,12 @@ class SwarmState:
     """Gains before the pulls that go on were started."""
     chunk_s: float = 0.0
     """What a chunk from a peer takes lately, from its grant on; 0 before the first."""
+    peers_gained: int = 0
+    """Grows with each chunk that a peer says it has gained."""
+    slow_s: float = 0.0
+    """What each chunk takes of our way out, where that is much slower than what the peers gain; else 0."""
+    sent_at: float = float("-inf")
+    """When the last chunk had left."""
     helped_at: float = 0.0
     """When somebody last helped: a chunk came from a peer, or the scheduler leased one to us."""
     _wanted: list[Progress] | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from p2pdist.core.chunkmap import MAX_CHUNK_BYTES
+from p2pdist.core.chunkmap import MAX_CHUNK_BYTES, members
 from p2pdist.core.events import TakeChunk
 from p2pdist.core.peerbook import FAILURES_TO_DROP, Download
 from p2pdist.core.rate import TokenBucket
@@ -52,6 +52,9 @@ CALLED = 2
 FETCH_ROOM = 3
 """A node that fetches from the origin takes so many chunks fewer from peers, or its origin flow starves (SWARM lesson
 4; with 1 the origin's link idled for 2% of a rollout)."""
+BACKLOG = 4
+"""From so many on that only one neighbour has, any of them is taken: its way out is slow, and where all take the newest
+that leaves it several times before the next one does. Fewer are usual in large swarms, where any costs 1%."""
 CROWD = 6
 """Neighbours from which on a chunk that only one of them has is new; among fewer most chunks are such, and in order
 serves the readers better."""
@@ -162,7 +165,11 @@ class Taking:
         if progress.blob not in peer.wants:
             return self._swap.fresh(progress, free)
         alone = free & ~progress.spread
-        return (0, False, alone.bit_length() - 1) if alone and len(self._state.book.peers) >= CROWD else None
+        if not alone or len(self._state.book.peers) < CROWD:
+            return None
+        if alone.bit_count() >= BACKLOG:
+            return 0, False, self._state.rng.choice(list(members(alone)))
+        return 0, False, alone.bit_length() - 1
 
     def _pick_again(self, peer: Peer) -> tuple[Progress, int] | None:
         """Return a chunk that is on its way already, but for long (the endgame), or None."""

@@ -66,6 +66,15 @@ def test_who_joins_late_is_held_against_its_own_link() -> None:
     assert 1.0 <= outcome.late_ratio <= 1.5
 
 
+def test_nodes_that_send_slowly_hold_nobody_up() -> None:
+    # Once 2.7 to 3.7: each chunk that only they had left them six times before the next one did.
+    plan = replace(SMALL, nodes=14, link_mbit=20, image_mib=32, layers=2, slow_ratio=3 / 14, slow_uplinks=True)
+    outcome = simulate_once(plan)
+    assert outcome.failed == 0
+    assert outcome.origin_egress_ratio <= 1.05
+    assert outcome.ratio_last <= 1.6
+
+
 def test_a_slow_node_is_held_against_its_own_link() -> None:
     outcome = simulate_once(replace(SMALL, nodes=12, slow_ratio=0.25, slow_factor=0.5))
 

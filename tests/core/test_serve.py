@@ -11,7 +11,16 @@ import pytest
 from p2pdist.core import events as ev
 from p2pdist.core.peerbook import Peer, Upload
 from p2pdist.core.reputation import Offence
-from p2pdist.core.serve import FIRST_GAINS, GRANT_TIMEOUT_S, PARK_S, SLOW_FACTOR, SLOW_S, UPLOAD_TIMEOUT_S, choose
+from p2pdist.core.serve import (
+    FIRST_GAINS,
+    GRANT_TIMEOUT_S,
+    MAX_PARK_S,
+    PARK_S,
+    SLOW_FACTOR,
+    SLOW_S,
+    UPLOAD_TIMEOUT_S,
+    choose,
+)
 from p2pdist.core.wire import Cancel, Decline, Grant, Refuse, Room, Take
 from tests.script import CHUNK, B, Script, have, send, share
 from tests.strategies import digest, peer
@@ -107,6 +116,71 @@ def test_a_grant_that_is_not_answered_is_taken_back_and_the_peer_passed_over() -
     assert grants(script.tick(GRANT_TIMEOUT_S + 0.1)) == []
     assert not script.machine.busy
     assert len(grants(script.tick(GRANT_TIMEOUT_S + PARK_S + 0.2))) == 2
+
+
+def test_who_answers_no_grant_is_passed_over_for_longer_each_time_until_it_answers_one() -> None:
+    script, _ = seeding(2, slots=1)
+
+    def parked_s() -> float:
+        script.tick(script.now + GRANT_TIMEOUT_S + 0.125)
+        lapsed_at = script.now
+        while not grants(script.tick(script.now + 0.5)):
+            assert script.now - lapsed_at <= MAX_PARK_S
+        return script.now - lapsed_at
+
+    parked = [parked_s() for _ in range(7)]
+    assert parked == [PARK_S, 2 * PARK_S, 4 * PARK_S, 8 * PARK_S, 16 * PARK_S, MAX_PARK_S, MAX_PARK_S]
+    assert grants(script.says(2, Decline(8, True), Room())) == [(2, 9)]
+    assert parked_s() == PARK_S
+
+
+def leave(script: Script, chunks: int, each_s: float, *, gained: int) -> list[int]:
+    """Let chunks leave, one grant at a time, while the peer gains so many others; return the slots in use meanwhile."""
+    used = []
+    for _ in range(chunks):
+        known = script.machine.book.peers[peer(2)]
+        number = next(number for number, upload in known.uploads.items() if upload.blob is None)
+        script.says(2, Take(number, B, chunks + len(used)))
+        script.machine.state.peers_gained += gained
+        script.now += each_s
+        sent(script, 2, number)
+        used.append(script.machine._giving.slots_used)
+    return used
+
+
+@pytest.mark.parametrize(
+    ("each_s", "gained", "slots"),
+    [
+        pytest.param(1.0, 10, 1, id="slow"),
+        pytest.param(0.5, 10, 2, id="not so slow"),
+        pytest.param(0.2, 10, 2, id="fast"),
+        pytest.param(1.0, 1, 2, id="slow among its like"),
+    ],
+)
+def test_who_sends_much_slower_than_peers_gain_gives_fewer_chunks_at_a_time(
+    each_s: float, gained: int, slots: int
+) -> None:
+    script, _ = seeding(2, chunks=500)
+    assert leave(script, 20, each_s, gained=gained)[-1] == slots
+
+
+def test_a_way_out_that_was_slow_stays_so_while_all_wait_for_it() -> None:
+    script, _ = seeding(2, chunks=500)
+    leave(script, 10, 1.0, gained=10)
+    assert leave(script, 8, 1.0, gained=0)[-1] == 1
+    assert leave(script, 80, 1.0, gained=0)[-1] == 2
+
+
+def test_chunks_that_were_called_off_do_not_make_the_way_out_look_fast() -> None:
+    script, _ = seeding(2, chunks=500)
+    leave(script, 10, 1.0, gained=10)
+    slow_s = script.machine.state.slow_s
+    for _ in range(8):
+        known = script.machine.book.peers[peer(2)]
+        number = next(number for number, upload in known.uploads.items() if upload.blob is None)
+        script.says(2, Take(number, B, 400), Cancel(number))
+        sent(script, 2, number)
+    assert script.machine.state.slow_s == slow_s == 1.0
 
 
 def test_a_slot_whose_reader_is_slow_goes_to_another_and_the_reader_waits_until_it_has_its_chunk() -> None:

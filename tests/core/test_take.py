@@ -13,6 +13,7 @@ from p2pdist.core.peerbook import MOVED_BYTES
 from p2pdist.core.reputation import BAN_S, Offence
 from p2pdist.core.state import PullSettings
 from p2pdist.core.take import (
+    BACKLOG,
     CROWD,
     DEADLINE_FACTOR,
     DEADLINE_S,
@@ -134,21 +135,39 @@ def test_chunks_in_the_window_of_a_reader_come_first_then_the_rarest() -> None:
 
 
 def test_in_a_crowd_what_one_neighbour_alone_has_comes_before_a_window_the_newest_first() -> None:
-    crowd = range(2, 2 + CROWD)
-    script = Script(scheduled=True)
-    script.connect(*crowd)
-    script.start(100)
-    script.on(ev.HeadMoved(blob=B, reader=1, index=10))
-    size = 100 * share().size_bytes // 4
-    for number in crowd:
-        script.says(number, share(range(40), size=size))
+    script = in_a_crowd()
     script.says(2, have(50, 60))
     assert script.says(2, Grant(1), Grant(2)) == [take(2, 1, 60), take(2, 2, 50)]
+
+
+def test_of_many_chunks_that_one_neighbour_alone_has_any_is_taken() -> None:
+    several = range(50, 50 + BACKLOG)
+    taken = set()
+    for seed in range(40):
+        script = in_a_crowd(seed)
+        script.says(2, have(*several))
+        taken.update(script.says(2, Grant(1)))
+    assert taken == {take(2, 1, index) for index in several}
+
+
+def test_without_a_crowd_the_window_comes_first() -> None:
+    script = in_a_crowd()
     script.says(2, have(70))
     script.on(ev.PeerLost(peer=peer(3)))
     (urgent,) = script.says(2, Grant(3))
     assert isinstance(urgent, ev.TakeChunk)
     assert 10 <= urgent.index < 16
+
+
+def in_a_crowd(seed: int = 0) -> Script:
+    """An agent that wants 100 chunks, of which its many neighbours have 40, and reads at the tenth."""
+    crowd, script = range(2, 2 + CROWD), Script(scheduled=True, seed=seed)
+    script.connect(*crowd)
+    script.start(100)
+    script.on(ev.HeadMoved(blob=B, reader=1, index=10))
+    for number in crowd:
+        script.says(number, share(range(40), size=25 * share().size_bytes))
+    return script
 
 
 def test_of_several_blobs_the_rarest_chunk_of_all_is_taken_and_equals_go_to_the_first() -> None:
