@@ -69,6 +69,8 @@ class Peer:
     """Our gains when it declined."""
     lapses: int = 0
     """Grants in a row that it did not answer."""
+    passed: dict[Digest, int] = field(default_factory=dict)
+    """What we had then: as long as it is passed over for want of anything new, only chunks beyond these count."""
     told_at: int = -1
     """Our gains when it was last told of them."""
     good: int = 0

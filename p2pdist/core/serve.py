@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from p2pdist.core.peerbook import Peer
     from p2pdist.core.racks import Racks
     from p2pdist.core.state import SwarmState
-    from p2pdist.core.types import PeerId
+    from p2pdist.core.types import Digest, PeerId
 
 GRANT_TIMEOUT_S = 3.0
 """A grant that is not answered so long is taken back, and its peer passed over for PARK_S, twice as long after each
@@ -117,11 +117,14 @@ class Giving:
     def _lacks(self, peer: Peer) -> int:
         """Return how many chunks we could give this peer."""
         uploads, total, blobs, shared, racks = peer.uploads, 0, self._state.blobs, peer.shared, self._racks
+        passed = peer.passed if peer.passed_until > self._state.now else None
         for blob in peer.wants:
             progress = blobs.get(blob)
             if progress is not None and progress.shared:
                 offered = progress.offered
                 bits = peer.lacks(blob, offered) if uploads or peer.doubted else offered & ~shared.get(blob, 0)
+                if passed:
+                    bits &= ~passed.get(blob, 0)
                 if bits:
                     total += racks.givable(peer, progress, bits).bit_count()
         return total if total > sum(upload.blob is None for upload in uploads.values()) else 0
@@ -178,8 +181,14 @@ class Giving:
         state.counters.declines += 1
         peer.passed_until = state.now + PARK_S
         peer.full, peer.idle_at, peer.lapses = message.full, state.gains, 0
+        # What it lacks of that is on its way to it from others.
+        peer.passed = {} if message.full else {blob: self._offered(blob) for blob in peer.wants}
         self.free(peer, message.number)
         self.grant()
+
+    def _offered(self, blob: Digest) -> int:
+        progress = self._state.blobs.get(blob)
+        return 0 if progress is None else progress.offered
 
     def has_room(self, peer: Peer) -> None:
         """Grant to a peer soon: it has room, or little on its way."""

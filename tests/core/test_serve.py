@@ -86,12 +86,14 @@ def test_all_slots_come_back_when_the_peer_has_everything() -> None:
     assert script.tick(10.0) == []
 
 
-def test_a_peer_that_declines_for_want_of_anything_new_is_passed_over_until_we_gain_something() -> None:
+def test_a_peer_that_declines_for_want_of_anything_new_is_passed_over_until_we_gain_what_it_lacks() -> None:
     script, _ = seeding(2)
     assert script.says(2, Decline(1, False), Decline(2, False)) == []
     assert grants(script.tick(PARK_S - 0.1)) == []
     script.machine.state.gains += 1
-    assert len(grants(script.tick(PARK_S - 0.1))) == 2
+    assert grants(script.tick(PARK_S - 0.1)) == []
+    script.machine.blobs[B].offered |= 1 << 4
+    assert len(grants(script.tick(PARK_S - 0.1))) == 1
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -11,6 +11,7 @@ from p2pdist.core import events as ev
 from p2pdist.core.chunkmap import MAX_CHUNK_BYTES
 from p2pdist.core.peerbook import MOVED_BYTES
 from p2pdist.core.reputation import BAN_S, Offence
+from p2pdist.core.serve import GRANT_TIMEOUT_S
 from p2pdist.core.state import PullSettings
 from p2pdist.core.take import (
     BACKLOG,
@@ -20,6 +21,7 @@ from p2pdist.core.take import (
     FETCH_ROOM,
     FIRST_SILENT_S,
     HUNGRY_S,
+    KEPT_S,
     LOOK_S,
     MAX_LATE,
     MIN_DEADLINE_S,
@@ -67,13 +69,45 @@ def test_a_grant_is_never_given_again_nor_after_a_later_one() -> None:
         script.says(2, Grant(1))
 
 
-def test_without_room_a_grant_is_declined_and_room_is_told_when_a_chunk_has_come() -> None:
+def test_a_grant_that_finds_no_room_is_used_when_a_chunk_has_come() -> None:
     script = pulling(2, 3, downloads=1)
     (first,) = script.says(2, Grant(1))
     assert isinstance(first, ev.TakeChunk)
-    assert script.says(3, Grant(1)) == [send(3, Decline(1, True))]
+    assert script.says(3, Grant(1)) == []
+    (used,) = [command for command in script.arrives(2, first.index, grant=1) if isinstance(command, ev.TakeChunk)]
+    assert (used.peer, used.number) == (peer(3), 1)
+    assert used.index != first.index
+
+
+def test_while_one_waits_for_room_others_are_declined_and_told_when_there_is_some() -> None:
+    script = pulling(2, 3, 4, downloads=1)
+    (first,) = script.says(2, Grant(1))
+    script.says(3, Grant(1))
+    assert script.says(4, Grant(1)) == [send(4, Decline(1, True))]
+    (used,) = [command for command in script.arrives(2, first.index, grant=1) if isinstance(command, ev.TakeChunk)]
+    out = script.arrives(3, used.index, grant=1)
+    assert [command for command in out if command == send(4, Room())] == [send(4, Room())]
+
+
+def test_a_grant_does_not_wait_for_room_longer_than_its_giver_waits_for_an_answer() -> None:
+    script = pulling(2, 3, downloads=1)
+    script.says(2, Grant(1))
+    script.says(3, Grant(1))
+    assert send(3, Decline(1, True)) not in script.tick(KEPT_S - 0.1)
+    assert send(3, Decline(1, True)) in script.tick(KEPT_S)
+    assert KEPT_S < GRANT_TIMEOUT_S
+
+
+def test_a_grant_whose_giver_has_gone_or_has_nothing_for_us_does_not_wait_for_room() -> None:
+    script = pulling(2, 3, downloads=1)
+    (first,) = script.says(2, Grant(1))
+    script.connect(4)
+    script.says(4, share([first.index]))
+    assert script.says(4, Grant(1)) == [send(4, Decline(1, True))]
+    script.says(3, Grant(1))
+    script.on(ev.PeerLost(peer=peer(3)))
     out = script.arrives(2, first.index, grant=1)
-    assert [command for command in out if command == send(3, Room())] == [send(3, Room())]
+    assert not [command for command in out if isinstance(command, ev.TakeChunk)]
 
 
 def test_room_is_told_only_to_a_peer_that_has_something_for_us() -> None:
@@ -91,7 +125,7 @@ def test_an_agent_that_fetches_from_the_origin_takes_less_from_peers() -> None:
     script = pulling(2, downloads=FETCH_ROOM + 1)
     assert script.ordered(Lease(B, 3, 1000)) == [fetch(3)]
     assert isinstance(script.says(2, Grant(1))[0], ev.TakeChunk)
-    assert script.says(2, Grant(2)) == [send(2, Decline(2, True))]
+    assert script.says(2, Grant(2), Grant(3)) == [send(2, Decline(3, True))]
 
 
 def test_an_agent_that_has_little_on_its_way_says_so_to_holders_while_it_lacks_much() -> None:
@@ -451,8 +485,7 @@ def test_a_cancelled_pull_calls_off_its_chunks_and_makes_room_for_others() -> No
     script.says(3, Grant(1))
     out = script.on(ev.PullCancelled(blob=B))
     assert send(2, Cancel(1)) in out
-    assert send(3, Room()) in out
-    assert script.says(3, Grant(2)) == [take(3, 2, 0, digest(2))]
+    assert take(3, 1, 0, digest(2)) in out
 
 
 def test_a_late_chunk_of_a_cancelled_pull_is_forgotten_too() -> None:
