@@ -106,6 +106,8 @@ class Exchange:
         """Chunks that wait for the word that peers may have them; no more than there are upload slots."""
         self._queue: deque[ev.Event] = deque()
         self._draining = False
+        self._said: set[PeerLink] = set()
+        """Links with messages to be sent when the event is dealt with: several go at once."""
         self._arrived: memoryview | None = None
         self._active = trio.Event()
 
@@ -123,6 +125,8 @@ class Exchange:
                     self._carry_out(command)
         finally:
             self._draining = False
+            while self._said:
+                self._said.pop().flush()
 
     async def tick(self) -> None:
         """Feed Ticked for as long as it runs, slowly while nothing goes on."""
@@ -140,11 +144,11 @@ class Exchange:
         match command:
             case ev.Send(message=Cancel() as message):
                 if (link := self.links.get(command.peer)) is not None:
-                    link.send(message)
+                    self._say(link, message)
                     link.abandon(message.number)
             case ev.Send():
                 if (link := self.links.get(command.peer)) is not None:
-                    link.send(command.message)
+                    self._say(link, command.message)
             case ev.TakeChunk():
                 self._take(command)
             case ev.SendChunk():
@@ -177,13 +181,17 @@ class Exchange:
             case ev.Fail():
                 self.content.failed(command.blob, command.causes)
 
+    def _say(self, link: PeerLink, message: Message) -> None:
+        link.queue(message)
+        self._said.add(link)
+
     def _take(self, command: ev.TakeChunk) -> None:
         link = self.links.get(command.peer)
         buffer = self.content.chunk_buffer(command.blob, command.index)
         if link is None or buffer is None:
             return
         link.expect(command.number, buffer)
-        link.send(Take(command.number, command.blob, command.index))
+        self._say(link, Take(command.number, command.blob, command.index))
 
     def _cancel_send(self, command: ev.CancelSend) -> None:
         held = self._held.pop((command.peer, command.number), None)

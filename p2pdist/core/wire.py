@@ -539,13 +539,9 @@ class Decoder:
         self._max_message_bytes = max_message_bytes
         self.message_bytes = 0
         """Of all messages so far, each at least MESSAGE_BYTES: what a flood is measured by."""
-        self._span_left = 0
-        self._span_number = 0
-
-    @property
-    def span_left(self) -> int:
-        """Bytes of the current chunk frame that are still to come: the reader may wait for that many."""
-        return self._span_left
+        self.span_left = 0
+        """Bytes of the current chunk frame still to come; whoever takes some of them elsewhere subtracts these."""
+        self.span_number = 0
 
     def feed(self, data: memoryview) -> list[Message | ChunkSpan]:
         """Return what `data` completes, in order.
@@ -556,10 +552,10 @@ class Decoder:
         out: list[Message | ChunkSpan] = []
         at, stop = 0, len(data)
         while at < stop:
-            if self._span_left:
-                take = min(self._span_left, stop - at)
-                out.append(ChunkSpan(self._span_number, data[at : at + take]))
-                self._span_left -= take
+            if self.span_left:
+                take = min(self.span_left, stop - at)
+                out.append(ChunkSpan(self.span_number, data[at : at + take]))
+                self.span_left -= take
                 at += take
                 continue
             at += self._header_or_message(data[at:], out)
@@ -578,8 +574,8 @@ class Decoder:
                 raise RemoteProtocolError(f"a chunk frame of {length} bytes")
             used += self._fill(data[used:], _SPAN.size)
             if len(self._pending) == _SPAN.size:
-                self._span_number = _SPAN.unpack(self._pending)[2]
-                self._span_left = length - 5
+                self.span_number = _SPAN.unpack(self._pending)[2]
+                self.span_left = length - 5
                 self._pending.clear()
             return used
         if kind != _MESSAGE or not 1 < length <= self._max_message_bytes:

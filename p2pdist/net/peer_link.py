@@ -8,7 +8,8 @@ store's descriptor, one at a time, with messages let in between the frames.
 
 Measured costs shape it (docs/performance.md): a wakeup costs more than the bytes it moves, so the
 reader waits for a whole frame of a chunk (SO_RCVLOWAT), frames are longer where the link is fast, one
-receive buffer serves all links (what arrives is used before the next wait), and no timer is set per
+receive buffer serves all links (what arrives is used before the next wait), what is not encrypted is received where
+it belongs, messages are sent by whoever says them where nothing is in their way, and no timer is set per
 frame: the kernel ends a connection whose peer is dead or takes nothing (TCP_USER_TIMEOUT, keep-alive).
 """
 
@@ -152,6 +153,7 @@ class ClearChannel:
     backlog = 0
     holder = None
     worn = False
+    unsent = False
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -162,6 +164,13 @@ class ClearChannel:
     def receive_into(self, buffer: memoryview) -> int:
         """Return how many bytes came, 0 at the end. Raises BlockingIOError, OSError."""
         return self.sock.recv_into(buffer)
+
+    def send_some(self, data: bytes | bytearray) -> int:
+        """Send without waiting; return how much of `data` has gone, which may be nothing. Raises OSError."""
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            return 0
 
     async def send_all(self, data: bytes, flags: int = 0) -> None:
         """Send; raises OSError."""
@@ -285,6 +294,8 @@ class PeerLink:
         self._jobs: deque[_Outgoing] = deque()
         self._incoming: dict[int, _Incoming] = {}
         self._wake = trio.Event()
+        self._sending = False
+        """Whether the writer is in the middle of a frame."""
         self._lowat = 1
         self.limit = limit
         """May be replaced at any time."""
@@ -299,14 +310,30 @@ class PeerLink:
         self.address = f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
 
     def send(self, message: Message) -> None:
-        """Queue a message behind at most one chunk frame."""
+        """Send a message, behind at most one chunk frame."""
+        self.queue(message)
+        self.flush()
+
+    def queue(self, message: Message) -> None:
+        """Have a message ready to be sent by `flush`."""
         frame = encode(message)
         self.control_bytes += len(frame)
         if len(self._queue) + len(frame) > MAX_QUEUED_BYTES:
             self.close("it reads nothing")
             return
         self._queue += frame
-        self._wake.set()
+
+    def flush(self) -> None:
+        """Send what is queued, at once where the writer is between frames and the socket has room."""
+        if self._sending or self._scope.cancel_called:
+            return
+        try:
+            del self._queue[: self.channel.send_some(self._queue)]
+        except OSError as error:
+            self._break(error)
+            self._scope.cancel()
+        if self._queue or self.channel.unsent:
+            self._wake.set()
 
     def send_chunk(self, number: int, descriptor: int, start: int, length: int, release: Callable[[], None]) -> None:
         """Queue a chunk, `length` bytes from `start` of the descriptor; `release` is called when it has been sent."""
@@ -378,20 +405,33 @@ class PeerLink:
         self._error = self._error or PeerUnavailable(f"peer {self.address}: {error}")
 
     async def _receive(self) -> None:
-        sock, channel, decoder, buffer = self._sock, self.channel, self._decoder, _receive_buffer
+        sock, channel, decoder = self._sock, self.channel, self._decoder
         while True:
             await trio.lowlevel.wait_readable(sock)
             try:
-                count = channel.receive_into(buffer)
+                if self._scope.cancel_called or not self._receive_some():
+                    return
             except BlockingIOError:
                 continue
-            if not count or self._scope.cancel_called:
-                return
-            for item in decoder.feed(buffer[:count]):
-                self._take_in(item)
             if decoder.message_bytes > self._allowed_bytes:
                 self._allow(decoder.message_bytes)
             self._set_lowat(decoder.span_left - channel.backlog)
+
+    def _receive_some(self) -> int:
+        """Take in what has come; return how many bytes, 0 at the end. Raises BlockingIOError, OSError."""
+        decoder = self._decoder
+        incoming = self._incoming.get(decoder.span_number) if decoder.span_left else None
+        if incoming is None or incoming.buffer is None or isinstance(self.channel, TlsChannel):
+            count = behind = self.channel.receive_into(_receive_buffer)
+        else:
+            room = incoming.buffer[incoming.filled : incoming.filled + decoder.span_left]
+            count = self._sock.recvmsg_into((room, _receive_buffer))[0]
+            behind = max(0, count - len(room))
+            decoder.span_left -= count - behind
+            self._filled(decoder.span_number, incoming, count - behind)
+        for item in decoder.feed(_receive_buffer[:behind]):
+            self._take_in(item)
+        return count
 
     def _allow(self, said_bytes: int) -> None:
         """Count what the peer may say by now; raises FloodError where it has said more."""
@@ -417,29 +457,33 @@ class PeerLink:
         incoming = self._incoming.get(item.number)
         if incoming is None:
             raise RemoteProtocolError(f"peer {self.address} sends chunk bytes that nobody took (grant {item.number})")
-        received = len(item.data)
-        stop = incoming.filled + received
-        buffer = incoming.buffer
+        stop = incoming.filled + len(item.data)
         if stop > incoming.size:
             raise RemoteProtocolError(f"peer {self.address} sends more than the chunk (grant {item.number})")
+        if incoming.buffer is not None:
+            incoming.buffer[incoming.filled : stop] = item.data
+        self._filled(item.number, incoming, len(item.data))
+
+    def _filled(self, number: int, incoming: _Incoming, received: int) -> None:
+        """Count bytes that are in their place; pass the chunk on when it is whole."""
         self.received_bytes += received
-        if buffer is not None:
-            buffer[incoming.filled : stop] = item.data
-        incoming.filled = stop
-        if stop < incoming.size:
+        incoming.filled += received
+        if incoming.filled < incoming.size:
             return
-        del self._incoming[item.number]
-        if buffer is not None:
-            self._handler.chunk_arrived(self.peer_id, item.number, buffer, checksum_of(buffer))
+        del self._incoming[number]
+        if incoming.buffer is not None:
+            self._handler.chunk_arrived(self.peer_id, number, incoming.buffer, checksum_of(incoming.buffer))
 
     async def _write(self, reading: trio.CancelScope) -> None:
         """Send what is queued; a broken connection ends the reader too."""
         try:
             while True:
-                if self._queue:
+                if self._queue or self.channel.unsent:
                     data = bytes(self._queue)
                     self._queue.clear()
+                    self._sending = True
                     await self.channel.send_all(data)
+                    self._sending = False
                 elif self._jobs:
                     if self.limit is None or await self._in_turn(self.limit, self._jobs[0]):
                         await self._send_frame(self._jobs[0])
@@ -481,7 +525,9 @@ class PeerLink:
             if not self._drained:
                 await trio.lowlevel.wait_writable(self._sock)
             self._drained = False
+            self._sending = True
             await self.channel.send_file(span_header(job.number, stop - job.at), job.descriptor, job.at, stop)
+            self._sending = False
             job.at = stop
             if job.at < job.stop:
                 return

@@ -123,6 +123,48 @@ async def test_both_directions_carry_chunks_at_once(
             await each.told.until(lambda each=each: each.told.chunks == {1: (CHUNK, checksum_of(CHUNK))})
 
 
+@pytest.mark.parametrize("seed", range(5))
+async def test_a_chunk_is_right_however_its_bytes_and_the_messages_between_are_cut(
+    sockets: tuple[socket.socket, socket.socket], seed: int
+) -> None:
+    receiver, plain, rng = end(sockets[0]), sockets[1], random.Random(seed)
+    receiver.link.expect(1, memoryview(bytearray(len(CHUNK))))
+    stream = b"".join(
+        span_header(1, len(CHUNK[at : at + SPAN_BYTES])) + CHUNK[at : at + SPAN_BYTES] + encode(Grant(at))
+        for at in range(0, len(CHUNK), SPAN_BYTES)
+    )
+    async with running(receiver):
+        while stream:
+            cut = rng.choice((1, 8, 1000, SPAN_BYTES, 2 * SPAN_BYTES))
+            await send_all(plain, stream[:cut])
+            await trio.testing.wait_all_tasks_blocked()
+            stream = stream[cut:]
+        await receiver.told.until(lambda: len(receiver.told.messages) == 6)
+    assert receiver.told.chunks == {1: (CHUNK, checksum_of(CHUNK))}
+    assert receiver.link.received_bytes == len(CHUNK)
+
+
+async def test_what_is_queued_is_sent_at_once_and_together(sockets: tuple[socket.socket, socket.socket]) -> None:
+    sender, plain = end(sockets[0]), sockets[1]
+    sender.link.queue(Grant(1))
+    sender.link.queue(Room())
+    with pytest.raises(BlockingIOError):
+        plain.recv(1)
+    sender.link.flush()
+    assert plain.recv(100) == encode(Grant(1)) + encode(Room())
+
+
+async def test_a_message_that_finds_the_connection_broken_ends_the_link(
+    sockets: tuple[socket.socket, socket.socket],
+) -> None:
+    sender, plain = end(sockets[0]), sockets[1]
+    sender.link.channel.sock.shutdown(socket.SHUT_WR)
+    async with running(sender):
+        sender.link.send(Room())
+        assert isinstance(await sender.wait_ended(), PeerUnavailable)
+    assert plain.recv(1) == b""
+
+
 async def test_what_came_right_behind_the_hello_is_not_lost(sockets: tuple[socket.socket, socket.socket]) -> None:
     await send_all(sockets[1], encode(hello(BOB)) + encode(Grant(1)) + encode(Grant(2)))
     decoder = Decoder()
