@@ -52,7 +52,7 @@ from p2pdist.net.http_server import HttpServer, open_listeners
 from p2pdist.net.mdns import discovery
 from p2pdist.net.mirror import Mirror, MirrorMetrics
 from p2pdist.net.origin import OriginClient, RegistrySettings
-from p2pdist.net.origin_transport import READ_BYTES
+from p2pdist.net.origin_connection import READ_BYTES
 from p2pdist.puller import Puller
 from p2pdist.reload import Reloader, read_when_used
 from p2pdist.schedulers import Schedulers

@@ -28,8 +28,9 @@ from p2pdist.core.retry import RETRYABLE_STATUSES
 from p2pdist.core.types import Digest, Manifest, ManifestInfo, Repository, parse_digest
 from p2pdist.core.verify import digest_like
 from p2pdist.errors import ConfigError, IntegrityError, InvalidInput, NotFoundAtOrigin, OriginError
-from p2pdist.net.origin_transport import Answer, Transport, Unreachable
+from p2pdist.net.origin_transport import Answer, Transport
 from p2pdist.net.origin_upstream import SMALL_BYTES_MAX, Deadlines, Upstream, parse_base_url
+from p2pdist.net.origin_window import CONTENT_RANGE, Window, length_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,10 +42,8 @@ if TYPE_CHECKING:
     from p2pdist.core.access import Caller
     from p2pdist.core.rate import TokenBucket
     from p2pdist.net.credentials import CredentialSource
-    from p2pdist.net.origin_transport import Headers
+    from p2pdist.net.origin_connection import Headers
 
-_SKIP_BYTES_MAX = 64 * 1024 * 1024
-"""How far into a blob a range is still fetched from an origin that ignores Range and sends it whole."""
 _LOCATIONS_MAX = 1024
 _UNLISTED_MAX = 256
 _RESERVED_CONNECTIONS = 8
@@ -53,8 +52,6 @@ _HEAD_REFUSED = (400, 405, 501)
 
 _ACCEPT_MANIFESTS = (b"Accept", ", ".join((*oci.MANIFEST_TYPES, "*/*")).encode())
 """As containerd has it: a manifest of any other kind too is the runtime's to judge."""
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)")
-_LENGTH = re.compile(r"\d{1,19}")
 _MEDIA_TYPE = re.compile(r"[!-:<-~]{1,255}")
 _RELAYED = re.compile(r"(?:tags/list|referrers/(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}))(?:\?[!-~]{0,1000})?")
 _RELAYED_HEADERS = ("Content-Type", "Docker-Content-Digest", "OCI-Filters-Applied")
@@ -232,7 +229,7 @@ class OriginClient:
             answer = await upstream.ask(repository, "HEAD", url, [], caller=caller)
             async with aclosing(answer):
                 await answer.read(0)
-                length = _length(answer)
+                length = length_of(answer)
                 if answer.status == 200 and length is not None:
                     return length
                 # A signed redirect is often good for GET alone: its refusal of a HEAD says nothing.
@@ -247,13 +244,13 @@ class OriginClient:
     ) -> int:
         answer = await upstream.ask(repository, "GET", url, [(b"Range", b"bytes=0-0")], caller=caller)
         async with aclosing(answer):
-            said = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+            said = CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
             if answer.status in (206, 416) and said and said[3] != "*":
                 self._remember(upstream, repository, digest, answer)
                 await answer.read(SMALL_BYTES_MAX)
                 return int(said[3])
             await upstream.expect(answer, repository, 200)
-            length = _length(answer)
+            length = length_of(answer)
             if length is not None:
                 return length
             # Nobody says how long it is: read it through. The deadline bounds that; the runtime then asks the origin.
@@ -277,7 +274,7 @@ class OriginClient:
         if not 0 <= start <= start + len(into) <= blob_bytes:
             raise ValueError(f"bytes {start} to {start + len(into)} of a blob of {blob_bytes}")
         upstream, url = self._locate(repository, f"blobs/{parse_digest(digest)}")
-        window = _Window(into, start, blob_bytes, progress)
+        window = Window(into, start, blob_bytes, progress)
 
         async def once() -> None:
             async with self._slots:
@@ -287,7 +284,7 @@ class OriginClient:
         await upstream.retrying(f"{repository}@{digest}", once, self._deadlines.fetch_s)
 
     async def _fetch_once(
-        self, upstream: Upstream, repository: Repository, digest: Digest, url: httpx.URL, window: _Window
+        self, upstream: Upstream, repository: Repository, digest: Digest, url: httpx.URL, window: Window
     ) -> None:
         headers = [(b"Range", b"bytes=%d-%d" % (window.position, window.stop - 1))]
         answer = await self._ask_location(upstream, repository, digest, headers)
@@ -427,76 +424,10 @@ class OriginClient:
         return self._transports[key]
 
 
-class _Window:
-    """The span of a blob that is being fetched, and how much of it is here."""
-
-    def __init__(self, into: memoryview, start: int, blob_bytes: int, progress: Callable[[int], None]) -> None:
-        self.done = 0
-        self.stop = start + len(into)
-        self._into = into
-        self._start = start
-        self._blob_bytes = blob_bytes
-        self._progress = progress
-        self._skip = 0
-        self._stop_early = False
-
-    @property
-    def full(self) -> bool:
-        return self.done == len(self._into)
-
-    @property
-    def position(self) -> int:
-        """The next byte of the blob to come."""
-        return self._start + self.done
-
-    def check_range(self, answer: Answer) -> None:
-        """Refuse a 206 that is not exactly the rest of the span, out of a blob of the right size."""
-        said = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
-        wanted = (str(self.position), str(self.stop - 1))
-        if said is None or (said[1], said[2]) != wanted or _length(answer, self.stop - self.position) is None:
-            raise OriginError(f"{answer.server} sends another range than bytes {wanted[0]} to {wanted[1]}")
-        if said[3] not in ("*", str(self._blob_bytes)):
-            raise OriginError(f"{answer.server} has {said[3]} bytes, but the manifest says {self._blob_bytes}")
-        self._skip, self._stop_early = 0, False
-
-    def check_whole(self, answer: Answer) -> None:
-        """Take a 200, which has ignored Range, where the span is near enough to the start."""
-        length = _length(answer)
-        if length not in (None, self._blob_bytes):
-            raise OriginError(f"{answer.server} has {length} bytes, but the manifest says {self._blob_bytes}")
-        if self.position > _SKIP_BYTES_MAX:
-            raise OriginError(f"{answer.server} ignores Range requests; it can serve small blobs only", status_code=200)
-        self._skip, self._stop_early = self.position, self.stop < self._blob_bytes
-
-    async def receive(self, answer: Answer, limit: TokenBucket | None) -> None:
-        """Take the body, as fast as the limit allows: what is not read is not sent.
-
-        Raises:
-            Unreachable: it broke off; OriginError: there was more of it than there may be.
-        """
-        async for part in answer:
-            skipped = min(self._skip, len(part))
-            self._skip -= skipped
-            room = len(self._into) - self.done
-            fresh = memoryview(part)[skipped : skipped + room]
-            self._into[self.done : self.done + len(fresh)] = fresh
-            self.done += len(fresh)
-            if len(fresh):
-                self._progress(self.done)
-            if limit is not None:
-                await trio.sleep_until(limit.reserve(len(part), trio.current_time()))
-            if len(part) > skipped + len(fresh) or (self.full and self._stop_early):
-                if self._stop_early:
-                    return
-                raise OriginError(f"{answer.server} sends more bytes than there should be")
-        if not self.full:
-            raise Unreachable(f"{answer.server} ended {len(self._into) - self.done} bytes early")
-
-
 def _manifest_info(answer: Answer, reference: str) -> ManifestInfo | None:
     """Return what a HEAD's headers say, or None where they do not say enough, or not what was asked for."""
     text = answer.headers.get("docker-content-digest", "") or (reference if ":" in reference else "")
-    length, media_type = _length(answer), _media_type(answer)
+    length, media_type = length_of(answer), _media_type(answer)
     try:
         digest = parse_digest(text)
     except InvalidInput:
@@ -547,15 +478,6 @@ async def _small_body(answer: Answer, upstream: Upstream) -> bytes:
         )
     upstream.counters.bytes += len(body)
     return body
-
-
-def _length(answer: Answer, wanted: int | None = None) -> int | None:
-    """Return the Content-Length. With `wanted`: that, or None where the header says something else."""
-    text = answer.headers.get("content-length", "")
-    length = int(text) if _LENGTH.fullmatch(text) else None
-    if wanted is None:
-        return length
-    return wanted if length in (None, wanted) else None
 
 
 def _media_type(answer: Answer) -> str:

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from p2pdist.core.access import AccessRule, Caller
     from p2pdist.core.types import Repository
     from p2pdist.net.credentials import Credentials, CredentialSource
-    from p2pdist.net.origin_transport import Answer, Headers
+    from p2pdist.net.origin_connection import Headers
+    from p2pdist.net.origin_transport import Answer
 
     Send = Callable[[str, httpx.URL, Headers, bytes], Awaitable[Answer]]
 

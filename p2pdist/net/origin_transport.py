@@ -1,43 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The origin client's connections: httpcore's pool, dialling with trio itself.
+"""The origin client's pool of connections, and the answers that come on them.
 
-Owns: name resolution, dialling, TLS, the pool, and the translation of httpcore's errors. Refuses to
-follow redirects, keep cookies, obey proxy variables or log. Invariants: a guarded transport connects
-only to addresses that it has itself found public, so a name cannot be re-pointed inside between check
-and dial (DNS rebinding); no error text holds a path, a query or a header; closing never blocks.
+Owns: how many connections there are, which of them is used again, and until when an answer keeps its own. Refuses to
+follow redirects, keep cookies, obey proxy variables or log. Invariants: no more connections than allowed are open;
+a connection is used again only where its last answer was read to the end and nothing has come since; closing never
+blocks.
 
-httpcore is the engine of httpx. Its client on top costs, on loopback, 3.1 CPU-s/GiB for ranges of
-256 KiB and 1.3 for 4 MiB, against 2.4 and 1.0 here, and adds only what a registry client must do itself.
+Why not a library: httpcore, the engine of httpx, cost 1.3 CPU-s/GiB for ranges of 4 MiB and 3.0 for 256 KiB
+(docs/performance.md), for it copies what comes four times.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import ssl
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import httpcore
 import httpx
 import trio
 
-from p2pdist.core.addresses import is_ip_literal, is_public_address
-from p2pdist.errors import NotFoundAtOrigin, OriginError
+from p2pdist.net.origin_connection import Unreachable, open_connection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    import ssl
 
-    Headers = list[tuple[bytes, bytes]]
+    from p2pdist.net.origin_connection import Connection, Headers
 
-READ_BYTES = 1024 * 1024
-"""What one read may return: the cost of a read is per call, and httpcore asks for 64 KiB at a time."""
 _KEEPALIVE_S = 30.0
-_ADDRESSES_MAX = 4
-
-
-class Unreachable(OriginError):
-    """The connection could not be made or broke; another try may do better."""
+_PART_BYTES = 64 * 1024
 
 
 class Transport:
@@ -62,16 +50,17 @@ class Transport:
         stall_s: float,
         wait_s: float,
     ) -> None:
-        # At DEBUG httpcore logs header values and redirect targets: tokens and signed URLs.
-        logging.getLogger("httpcore").setLevel(logging.INFO)
-        self._extensions = {"timeout": {"connect": connect_s, "read": stall_s, "write": stall_s, "pool": wait_s}}
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=context,
-            max_connections=connections,
-            max_keepalive_connections=connections,
-            keepalive_expiry=_KEEPALIVE_S,
-            network_backend=_Backend(guarded=guarded),
-        )
+        context.set_alpn_protocols(["http/1.1"])
+        self._context = context
+        self._connections = connections
+        self._guarded = guarded
+        self._connect_s = connect_s
+        self._stall_s = stall_s
+        self._wait_s = wait_s
+        self._places = trio.Semaphore(connections)
+        self._open: set[Connection] = set()
+        self._idle: dict[Connection, tuple[str, float]] = {}
+        """Whom they lead to and since when they are idle, the longest first."""
 
     async def send(self, method: str, url: httpx.URL, headers: Headers, content: bytes = b"") -> Answer:
         """Return the answer as soon as its headers are here; the caller closes it.
@@ -80,29 +69,76 @@ class Transport:
             Unreachable: the connection failed.
             OriginError: it must not be made, or cannot be on another try either.
         """
-        target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        with _translated(url):
-            response = await self._pool.handle_async_request(
-                httpcore.Request(
-                    method, target, headers=headers, content=_Content(content), extensions=self._extensions
-                )
-            )
-        return Answer(response, url)
+        with trio.move_on_after(self._wait_s) as waiting:
+            await self._places.acquire()
+        if waiting.cancelled_caught:
+            raise Unreachable(f"no connection to {url.netloc.decode('ascii')} in time")
+        connection = None
+        try:
+            connection = self._take_idle(_place(url)) or await self._connect(url)
+            head = await connection.ask(method, url.raw_path, headers, content)
+        except BaseException:
+            if connection is not None:
+                self._drop(connection)
+            self._places.release()
+            raise
+        return Answer(head.status_code, httpx.Headers(head.headers.raw_items()), url, connection, self)
+
+    def _take_idle(self, place: str) -> Connection | None:
+        """Return an open connection to a place, the one used last, and close those that are of no more use."""
+        now, found = trio.current_time(), None
+        for connection, (where, since) in list(self._idle.items()):
+            if now - since > _KEEPALIVE_S or (where == place and not connection.reusable):
+                self._drop(connection)
+            elif where == place:
+                found = connection
+        if found is not None:
+            del self._idle[found]
+        return found
+
+    async def _connect(self, url: httpx.URL) -> Connection:
+        if len(self._open) >= self._connections and self._idle:
+            self._drop(next(iter(self._idle)))
+        connection = await open_connection(
+            url, self._context, guarded=self._guarded, connect_s=self._connect_s, stall_s=self._stall_s
+        )
+        self._open.add(connection)
+        return connection
+
+    def _drop(self, connection: Connection) -> None:
+        self._idle.pop(connection, None)
+        self._open.discard(connection)
+        connection.close()
+
+    def give_back(self, connection: Connection, url: httpx.URL) -> None:
+        """Keep a connection for the next request, or close it where its answer has not been read to the end."""
+        if connection in self._open and connection.reusable:
+            self._idle[connection] = (_place(url), trio.current_time())
+        else:
+            self._drop(connection)
+        self._places.release()
 
     async def aclose(self) -> None:
         """Close all connections at once."""
-        await self._pool.aclose()
+        for connection in list(self._open):
+            self._drop(connection)
+
+
+def _place(url: httpx.URL) -> str:
+    return f"{url.scheme}://{url.netloc.decode('ascii')}"
 
 
 class Answer:
     """A response whose body is still arriving; iterate over it for the parts, undecoded."""
 
-    def __init__(self, response: httpcore.Response, url: httpx.URL) -> None:
-        self.status = response.status
-        self.headers = httpx.Headers(response.headers)
+    def __init__(
+        self, status: int, headers: httpx.Headers, url: httpx.URL, connection: Connection, transport: Transport
+    ) -> None:
+        self.status = status
+        self.headers = headers
         self.url = url
-        self._response = response
-        self._parts = response.aiter_stream()
+        self._connection: Connection | None = connection
+        self._transport = transport
         self._small: bytes | None = None
 
     @property
@@ -110,12 +146,23 @@ class Answer:
         """Return who answered, `HOST[:PORT]`: all of the URL that may be shown."""
         return self.url.netloc.decode("ascii")
 
+    async def read_into(self, buffer: memoryview) -> int:
+        """Put the next bytes of the body into `buffer`, which is not empty; return how many, 0 at its end.
+
+        Raises:
+            Unreachable: it broke off.
+        """
+        return 0 if self._connection is None else await self._connection.read_into(buffer)
+
     def __aiter__(self) -> Answer:
         return self
 
     async def __anext__(self) -> bytes:
-        with _translated(self.url):
-            return await anext(self._parts)
+        part = memoryview(bytearray(_PART_BYTES))
+        count = await self.read_into(part)
+        if not count:
+            raise StopAsyncIteration
+        return bytes(part[:count])
 
     async def read(self, limit_bytes: int) -> bytes:
         """Return the body and close; at most `limit_bytes` + 1, so that a longer one shows. May be repeated."""
@@ -131,162 +178,6 @@ class Answer:
 
     async def aclose(self) -> None:
         """Give the connection back, or close it where the body has not been read to its end."""
-        with trio.CancelScope(shield=True):
-            await self._response.aclose()
-            # Generators left suspended would be finalised at some later time, with a warning; on a closed
-            # connection these end after what h11 still holds.
-            with suppress(httpcore.NetworkError, httpcore.ProtocolError):
-                async for _ in self._parts:
-                    pass
-
-
-class _Content:
-    """A request's body as httpcore wants it; no generator, which a cancelled request would leave suspended."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def __aiter__(self) -> _Content:
-        return self
-
-    async def __anext__(self) -> bytes:
-        data, self._data = self._data, b""
-        if not data:
-            raise StopAsyncIteration
-        return data
-
-
-@contextmanager
-def _translated(url: httpx.URL) -> Iterator[None]:
-    """Turn httpcore's errors into ours. `from None`: h11's texts quote headers."""
-    server = url.netloc.decode("ascii")
-    try:
-        yield
-    except (httpcore.ConnectTimeout, httpcore.PoolTimeout):
-        raise Unreachable(f"no connection to {server} in time") from None
-    except httpcore.ConnectError as error:
-        raise Unreachable(f"cannot connect to {server}: {error}") from None
-    except httpcore.TimeoutException:
-        raise Unreachable(f"{server} stopped answering") from None
-    except (httpcore.NetworkError, httpcore.RemoteProtocolError):
-        raise Unreachable(f"{server} broke off or spoke no HTTP") from None
-    except (httpcore.ProtocolError, httpcore.UnsupportedProtocol):
-        raise OriginError(f"the request to {server} cannot be sent") from None
-
-
-class _Backend(httpcore.AsyncNetworkBackend):
-    def __init__(self, *, guarded: bool) -> None:
-        self._guarded = guarded
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Connect; `local_address` and `socket_options` are never given by our pool."""
-        try:
-            with trio.fail_after(_or_forever(timeout)):
-                return _Stream(await (self._dial_public(host, port) if self._guarded else _dial(host, port)))
-        except trio.TooSlowError:
-            raise httpcore.ConnectTimeout from None
-        except OSError as error:
-            raise httpcore.ConnectError(_reason(error)) from None
-
-    async def _dial_public(self, host: str, port: int) -> trio.SocketStream:
-        """Connect to one of the first few of the host's addresses, provided that all of them are public."""
-        if is_ip_literal(host):
-            raise NotFoundAtOrigin(f"{host} is an address; only public names are allowed here", status_code=404)
-        found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
-        addresses = [str(entry[4][0]) for entry in found]
-        if not addresses or not all(is_public_address(address) for address in addresses):
-            raise NotFoundAtOrigin(f"{host} is not on the public internet; add it with --registry", status_code=404)
-        failure = OSError("no address answered")
-        for address in addresses[:_ADDRESSES_MAX]:
-            try:
-                return await trio.open_tcp_stream(address, port)
-            except OSError as error:
-                failure = error
-        raise failure
-
-    async def sleep(self, seconds: float) -> None:
-        await trio.sleep(seconds)
-
-
-async def _dial(host: str, port: int) -> trio.SocketStream:
-    return await trio.open_tcp_stream(host, port)
-
-
-class _Stream(httpcore.AsyncNetworkStream):
-    """A trio stream as httpcore wants it; closed at once and without farewell, so that closing cannot hang."""
-
-    def __init__(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]) -> None:
-        self._stream = stream
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        try:
-            with trio.fail_after(_or_forever(timeout)):
-                return bytes(await self._stream.receive_some(max(max_bytes, READ_BYTES)))
-        except trio.TooSlowError:
-            raise httpcore.ReadTimeout from None
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise httpcore.ReadError from None
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        try:
-            with trio.fail_after(_or_forever(timeout)):
-                await self._stream.send_all(buffer)
-        except trio.TooSlowError:
-            raise httpcore.WriteTimeout from None
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise httpcore.WriteError from None
-
-    async def aclose(self) -> None:
-        await trio.aclose_forcefully(self._stream)
-
-    async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        """Shake hands, or close the connection, also when cancelled."""
-        assert isinstance(self._stream, trio.SocketStream)
-        stream = trio.SSLStream(self._stream, ssl_context, server_hostname=server_hostname, https_compatible=True)
-        try:
-            with trio.fail_after(_or_forever(timeout)):
-                await stream.do_handshake()
-        except BaseException as error:
-            await trio.aclose_forcefully(stream)
-            if isinstance(error, trio.TooSlowError):
-                raise httpcore.ConnectTimeout from None
-            if isinstance(error, trio.BrokenResourceError):
-                raise _handshake_error(error.__cause__, server_hostname) from None
-            raise
-        return _Stream(stream)
-
-    def get_extra_info(self, info: str) -> Any:  # noqa: ANN401
-        """Answer whether an idle connection has been closed by the server; nothing else is needed."""
-        if info != "is_readable":
-            return None
-        plain = self._stream if isinstance(self._stream, trio.SocketStream) else self._stream.transport_stream
-        return plain.socket.is_readable()
-
-
-def _handshake_error(cause: BaseException | None, host: str | None) -> Exception:
-    """A certificate that is not believed will not be on the next try either."""
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return OriginError(f"the certificate of {host} is not trusted: {cause.verify_message}; give its CA as ca_file")
-    return httpcore.ConnectError("no TLS there" if isinstance(cause, ssl.SSLError) else "broke off during TLS")
-
-
-def _reason(error: OSError) -> str:
-    """Return why a dial failed, without the address; trio gathers the failures of several in the cause."""
-    if isinstance(error.__cause__, ExceptionGroup) and isinstance(error.__cause__.exceptions[0], OSError):
-        error = error.__cause__.exceptions[0]
-    if error.errno is not None and error.errno > 0:
-        return os.strerror(error.errno)
-    return error.strerror or "no address answered"
-
-
-def _or_forever(timeout: float | None) -> float:
-    return float("inf") if timeout is None else timeout
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._transport.give_back(connection, self.url)

@@ -23,7 +23,7 @@ from p2pdist.core.access import not_for_everybody
 from p2pdist.core.retry import RETRYABLE_STATUSES, backoff_s, parse_http_date, parse_retry_after
 from p2pdist.errors import ConfigError, DeniedByOrigin, NotFoundAtOrigin, OriginError
 from p2pdist.net.origin_auth import Access, Authenticator, Level, Shown
-from p2pdist.net.origin_transport import Answer, Transport, Unreachable
+from p2pdist.net.origin_connection import Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from p2pdist.core.access import AccessRule, Caller
     from p2pdist.core.types import Repository
     from p2pdist.net.credentials import CredentialSource
-    from p2pdist.net.origin_transport import Headers
+    from p2pdist.net.origin_connection import Headers
+    from p2pdist.net.origin_transport import Answer, Transport
 
 T = TypeVar("T")
 
