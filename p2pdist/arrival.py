@@ -86,14 +86,18 @@ class Arrival:
             self._aged |= 1 << self._young.popleft()[1]
         return self._aged
 
-    def next_aged_at(self) -> float:
-        """Return when the next chunk will be here for DOUBT_S; infinity where all are or none is."""
-        return self._young[0][0] if self._young else float("inf")
+    def aged_at(self, index: int) -> float:
+        """Return when a chunk will be here for DOUBT_S; infinity where it is that already, or not here at all."""
+        if not self.have >> index & 1:
+            return float("inf")
+        return next((until for until, young in self._young if young == index), float("inf"))
 
     def wake(self) -> None:
         """Let all that wait look again."""
         self._changed.set()
         self._changed = trio.Event()
+        for reader in self.readers:
+            reader.look()
         if self.verified or self.failure is not None:
             self.settled.set()
             self.started.set()
@@ -179,18 +183,22 @@ class ArrivalReader:
         """The span of bytes that the runtime has, or is being sent."""
         self._misled = False
         self._open = True
+        self._waiting: tuple[int, int, bool] | None = None
+        """The span of which a byte is waited for, and whether its chunk is here but not to be read yet."""
+        self._wake = trio.Event()
         arrival.next_reader += 1
         arrival.readers.add(self)
 
     async def available(self, start: int, stop: int) -> int:
         arrival, deadline = self._arrival, trio.current_time() + READ_STALL_S
         assert arrival.chunks is not None
+        index = start // arrival.chunks.chunk_bytes
         while True:
             if arrival.failure is not None:
                 raise arrival.failure
             if self._misled:
                 raise PullFailed(arrival.digest, [IntegrityError("a peer's wrong bytes had been passed on")])
-            end = arrival.readable_stop(start, stop, self._vouched() | arrival.aged())
+            end = self._readable_stop(start, stop)
             self._move_head(min(max(end, start), self.size_bytes - 1) // arrival.chunks.chunk_bytes)
             if end > start:
                 self._first()
@@ -198,8 +206,27 @@ class ArrivalReader:
                 return end
             if trio.current_time() >= deadline:
                 raise PullFailed(arrival.digest, [TransferTimeout(f"no byte came for {READ_STALL_S:.0f} s")])
-            with trio.move_on_at(min(arrival.next_aged_at(), deadline)):
-                await arrival.changed()
+            self._waiting, self._wake = (start, stop, bool(arrival.have >> index & 1)), trio.Event()
+            with trio.move_on_at(min(arrival.aged_at(index), deadline)):
+                await self._wake.wait()
+            self._waiting = None
+
+    def look(self) -> None:
+        """Wake up if there is something to read, to fail of, or another time to wait for.
+
+        That is looked at several times for each chunk that comes, and seldom so: a wakeup costs twenty times as much.
+        """
+        if self._waiting is None:
+            return
+        arrival, (start, stop, here) = self._arrival, self._waiting
+        assert arrival.chunks is not None
+        ended = arrival.failure is not None or self._misled
+        come = not here and arrival.have >> start // arrival.chunks.chunk_bytes & 1
+        if ended or come or self._readable_stop(start, stop) > start:
+            self._wake.set()
+
+    def _readable_stop(self, start: int, stop: int) -> int:
+        return self._arrival.readable_stop(start, stop, self._vouched() | self._arrival.aged())
 
     def _vouched(self) -> int:
         progress = self._exchange.machine.blobs.get(self._arrival.digest)

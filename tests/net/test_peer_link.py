@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
