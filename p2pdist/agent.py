@@ -26,7 +26,7 @@ from p2pdist import __version__, listening, logs
 from p2pdist.config import Address
 from p2pdist.core import events as ev
 from p2pdist.core.chunkmap import MAX_CHUNK_BYTES
-from p2pdist.core.crew import MAX_PEERS_PER_DEGREE
+from p2pdist.core.peerbook import MAX_PEERS_PER_DEGREE
 from p2pdist.core.pull import PullMachine
 from p2pdist.core.racks import place_of
 from p2pdist.core.rate import TokenBucket, slots_within

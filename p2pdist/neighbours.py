@@ -2,10 +2,9 @@
 """Which peers this agent is connected to: whom it has heard of, whom it dials, whom it lets in.
 
 Peers named by the scheduler are dialled at once, those found by mDNS as long as there are fewer than
-`degree` connections. Where no scheduler says who fetches what, agents have to know who wants it: all of
-a LAN are dialled, of a large one some, and the foremost, who fetch for all (core/crew.py). Two agents
-have one connection: where both dialled, both keep the one that the smaller peer id dialled. A peer that
-does not answer is tried again after a growing pause.
+`degree` connections. Where no scheduler says who fetches what, agents have to know each other: all of a
+LAN are dialled, up to four times as many. Two agents have one connection: where both dialled, both keep
+the one that the smaller peer id dialled. A peer that does not answer is tried again after a growing pause.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import structlog
 import trio
 
 from p2pdist.core.addresses import telling
-from p2pdist.core.crew import HUBS, MESH_PER_DEGREE, foremost
+from p2pdist.core.peerbook import MESH_PER_DEGREE
 from p2pdist.core.reputation import Offence
 from p2pdist.core.wire import Decoder, Hello, PeerAddress
 from p2pdist.errors import FloodError, IdentityRefused, P2PDistError, PeerUnavailable, RemoteProtocolError
@@ -74,8 +73,6 @@ class Neighbourhood:
     identity: Identity | None = None
     refusals: Refusals
     """Set with the identity."""
-    hubs = HUBS
-    """Without a scheduler: so many of the foremost are dialled whatever the degree."""
 
     def __init__(
         self, own_hello: Callable[[], Hello], *, degree: int, max_peers: int, upload_limit: TokenBucket | None = None
@@ -121,9 +118,8 @@ class Neighbourhood:
                 self._changed = trio.Event()
                 if self.identity is not None:
                     self._part_with_strangers(self.identity)
-                hubs = set(foremost(self.known, self.hubs))
                 for known in list(self.known.values()):
-                    if self._should_dial(known, hub=known.address.peer_id in hubs):
+                    if self._should_dial(known):
                         known.dialling = True
                         self._dialling += 1
                         nursery.start_soon(self._dial, known)
@@ -144,16 +140,14 @@ class Neighbourhood:
                 quiet = False
                 link.close("it is to be made anew, with new keys")
 
-    def _should_dial(self, known: _Known, *, hub: bool) -> bool:
+    def _should_dial(self, known: _Known) -> bool:
         peer, now, links = known.address.peer_id, trio.current_time(), self.exchange.links
         if known.dialling or peer in links or known.not_before > now:
             return False
         if self.exchange.machine.book.is_banned(peer, now):
             return False
-        if self.exchange.machine.state.scheduled:
-            limit = self._max_peers if known.source == "scheduler" else self._degree
-        else:
-            limit = self._max_peers if hub else min(self._max_peers, MESH_PER_DEGREE * self._degree)
+        sought = self._degree if self.exchange.machine.state.scheduled else MESH_PER_DEGREE * self._degree
+        limit = self._max_peers if known.source == "scheduler" else min(sought, self._max_peers)
         return len(links) + self._dialling < limit
 
     async def _dial(self, known: _Known) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from p2pdist.core.crew import MESH_PER_DEGREE, foremost
 from p2pdist.core.events import SchedulerConnected
+from p2pdist.core.peerbook import MESH_PER_DEGREE
 from p2pdist.core.reputation import BAN_S, Offence
 from p2pdist.core.types import PeerId
 from p2pdist.core.wire import MESSAGE_BYTES, VERSION, Decoder, Grant, Hello, PeerAddress, Room, encode, span_header
@@ -275,19 +275,15 @@ async def test_dialled_and_inbound_peers_together_stay_within_the_bound(
         assert len(node.peers) == 6
 
 
-async def test_without_a_scheduler_all_are_dialled_as_far_as_they_are_few_and_the_foremost_beyond(
+async def test_without_a_scheduler_more_are_dialled_but_room_is_left_for_those_who_come_later(
     make: Callable[..., Node], quick_clock: MockClock
 ) -> None:
-    node = make(1, degree=1, max_peers=8)
-    node.neighbourhood.hubs = 3
+    node = make(1, degree=1, max_peers=2 * MESH_PER_DEGREE)
     others = [make(number) for number in range(2, 14)]
-    first = foremost([other.peer_id for other in others], 3)
-    hubs = [other for other in others if other.peer_id in first]
     async with running(node, *others):
-        node.meet(*(other for other in others if other not in hubs), *hubs)
+        node.meet(*others)
         await trio.sleep(10)
-        assert len(node.peers) == MESH_PER_DEGREE + 3
-        assert {hub.number for hub in hubs} <= node.peers
+        assert len(node.peers) == MESH_PER_DEGREE
 
 
 async def test_peers_that_the_scheduler_names_are_dialled_beyond_the_degree_and_within_the_bound(

@@ -21,7 +21,7 @@ from bench.simulator.sizes import frame_bytes
 from p2pdist.core import events as ev
 from p2pdist.core import wire
 from p2pdist.core.chunkmap import ChunkMap
-from p2pdist.core.crew import HUBS, MAX_PEERS_PER_DEGREE, MESH_PER_DEGREE, foremost
+from p2pdist.core.peerbook import MAX_PEERS_PER_DEGREE, MESH_PER_DEGREE
 from p2pdist.core.pull import PullMachine
 from p2pdist.core.state import PullSettings
 from p2pdist.core.types import Digest, PeerId
@@ -59,6 +59,8 @@ class Node:
         self.alive = True
         self.failed = False
         self.started_s = 0.0
+        self.tick_due_s = 0.0
+        """When its timers are looked at next; what was planned before that is void."""
         self.pioneer = False
         """Whether it was there at the start."""
         self.finished_s: float | None = None
@@ -199,10 +201,14 @@ class Swarm:
         self._mail.append((self.now + self._latency_s, node, event))
 
     def _tick(self, node: Node) -> None:
-        if node.alive:
+        if node.alive and self.now >= node.tick_due_s:
             self._feed(node, ev.Ticked())
             pause_s = self.plan.tick_s if node.machine.busy else IDLE_TICK_S
-            self._at(self.now + pause_s * self.rng.uniform(0.9, 1.1), self._tick, node)
+            self._tick_at(node, self.now + pause_s * self.rng.uniform(0.9, 1.1))
+
+    def _tick_at(self, node: Node, due_s: float) -> None:
+        node.tick_due_s = due_s
+        self._at(due_s, self._tick, node)
 
     # ----------------------------------------------------------------- nodes
 
@@ -227,7 +233,7 @@ class Swarm:
         elif self._pioneers:
             self._find_peers(node)
         self._at(started_s + plan.resolve_s, self._start, node)
-        self._at(started_s + self.rng.uniform(0, IDLE_TICK_S), self._tick, node)
+        self._tick_at(node, started_s + self.rng.uniform(0, IDLE_TICK_S))
 
     def _rack_of(self, number: int) -> int | None:
         return number % self.plan.racks if self.plan.racks else None
@@ -244,6 +250,8 @@ class Swarm:
             )
         while node.unread and len(node.heads) < READ_AT_ONCE:
             self._read_next(node)
+        # Whoever idles ticks again a moment after something happened (exchange.py).
+        self._tick_at(node, self.now + self.plan.tick_s)
 
     def _read_next(self, node: Node) -> None:
         layer = node.unread.popleft()
@@ -309,10 +317,9 @@ class Swarm:
 
     def _find_peers(self, node: Node) -> None:
         """Dial some of those that are there, as an agent does that knows of others by mDNS."""
-        others = {other.peer: other for other in self.alive if other is not node}
-        drawn = self.rng.sample(list(others), min(MESH_PER_DEGREE * self.plan.degree, len(others)))
-        for peer in dict.fromkeys([*foremost(others, HUBS), *drawn]):
-            self._at(self.now + DIAL_TRIPS * self._latency_s, self._connect, (node, peer))
+        others = [other for other in self.alive if other is not node]
+        for other in self.rng.sample(others, min(MESH_PER_DEGREE * self.plan.degree, len(others))):
+            self._at(self.now + DIAL_TRIPS * self._latency_s, self._connect, (node, other.peer))
 
     def _connect(self, argument: tuple[Node, PeerId]) -> None:
         node, other = argument[0], self.nodes[argument[1]]

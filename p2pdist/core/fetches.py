@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from p2pdist.core.types import PeerId
 
 SILENT_S = 3.0
-"""Without another Renew a fetch counts for so long: members renew every two seconds."""
+"""Without another Renew a fetch counts for so long: members renew every second."""
 MAX_S = 15.0
 """However often it is renewed: as long as a scheduler's lease."""
 MAX_PER_PEER = 64
@@ -53,6 +53,11 @@ class Fetches:
         if self._fetches:
             for at in [at for at, fetch in self._fetches.items() if fetch.peer == peer and chunks >> at & 1]:
                 del self._fetches[at]
+
+    def peers(self, now: float) -> list[PeerId]:
+        """Return who fetches, once for each chunk."""
+        self.under_way(now)
+        return [fetch.peer for fetch in self._fetches.values()]
 
     def under_way(self, now: float) -> int:
         """Return the chunks that are being fetched."""

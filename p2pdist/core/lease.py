@@ -12,13 +12,13 @@ One request to the origin brings a run of adjacent chunks where they come fast (
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xxhash import xxh3_64_intdigest
 
 from p2pdist.core.chunkmap import chunk_set, lowest, members
-from p2pdist.core.crew import crew_of
 from p2pdist.core.events import FetchOrigin, Tell
 from p2pdist.core.runs import Rate, run_from, runs_of
 from p2pdist.core.wire import Done, Failed, Lease, Renew
@@ -51,8 +51,13 @@ FIRST_AHEAD = 8
 CATCH_UP_LEASES = 3
 """Without a scheduler: chunks that a member fetches at a time when others are ahead of it, or few are left. Chance
 gives some members more than others: readers wait for theirs, and at the end the origin's link would idle."""
+TOGETHER = 12
+"""Without a scheduler: fetches of all members together. Each has its part of the registry's link: of 40 none would end
+soon, and nobody would have anything to give meanwhile. Fewer were slower in large swarms, and would be where a registry
+limits each connection."""
 REACH_PER_MEMBER = 2
-"""Without a scheduler: how many chunks past the first that nobody has may be fetched, per member."""
+"""Without a scheduler: how many chunks past the first that nobody has or fetches may be fetched, per member; and no
+more than twice as many as may be fetched now, for some owners may be slow to begin."""
 STEP_IN_S = 3.0
 """Without a scheduler: the next in rank fetches a chunk that nobody has got for so long."""
 LEFT_ALONE = 6
@@ -116,6 +121,8 @@ class Leasing:
         self._lost_at = float("-inf")
         self._fetching: dict[tuple[Digest, int], _Request] = {}
         self._requests = 0
+        self._elsewhere = 0
+        """Fetches of others, when that was looked at last."""
         self._rate = Rate()
         self._due: set[tuple[Digest, int]] = set()
         """Chunks whose fetch, leased or not, the scheduler is to hear the end of."""
@@ -167,7 +174,7 @@ class Leasing:
         elders = {other.peer_id for other in peers if other.wants.get(progress.blob, until + 1) <= until}
         if progress.since <= until:
             elders.add(self._state.peer_id)
-        return crew_of(frozenset(elders | {peer.peer_id}))
+        return frozenset(elders | {peer.peer_id})
 
     def tell_newcomer(self, progress: Progress, peer: Peer) -> None:
         """Tell a peer that is new to a swarm what of the blob is being fetched."""
@@ -341,6 +348,7 @@ class Leasing:
         settled = state.now >= self._settled_at
         if self._requests >= LEASES:
             return
+        self._elsewhere = self._fetching_elsewhere()
         # The first chunk of each of the next blobs first: every runtime that waits gets its first byte.
         first = [progress for progress in state.wanted()[:FIRST_AHEAD] if self._may_fetch(progress, settled=settled)]
         for progress in first:
@@ -355,15 +363,18 @@ class Leasing:
         if settled and not self._requests:
             self._take_over()
 
-    def _crew(self, progress: Progress) -> frozenset[PeerId]:
-        """Return the members that fetch, as far as we know them."""
-        return crew_of(self.swarm_of(progress))
+    def _fetching_elsewhere(self) -> int:
+        """Return how many fetches of others are known; of one member's only what it may have, whatever it says."""
+        told: Counter[PeerId] = Counter()
+        for progress in self._state.wanted():
+            told.update(progress.fetches.peers(self._state.now))
+        return sum(min(count, LEASES) for count in told.values())
 
     def _take_over(self) -> None:
         """Fetch a chunk of a member that has many left, if there is one for which we come next."""
         left: dict[PeerId, int] = {}
         ours: list[tuple[Progress, int, PeerId]] = []
-        crowds = [(progress, self._crew(progress), self._free(progress)) for progress in self._state.wanted()]
+        crowds = [(progress, self.swarm_of(progress), self._free(progress)) for progress in self._state.wanted()]
         crowds = [crowd for crowd in crowds if len(crowd[1]) >= MANY and self._may_fetch(crowd[0], settled=True)]
         most = TAIL_PER_MEMBER * max((len(swarm) for _, swarm, _ in crowds), default=0)
         if sum(free.bit_count() for _, _, free in crowds) > most:
@@ -400,7 +411,7 @@ class Leasing:
 
     def _fetch_own(self, progress: Progress, within: int) -> None:
         """Fetch chunks of the set `within` that are ours, in order."""
-        swarm = self._crew(progress)
+        swarm = self.swarm_of(progress)
         while (index := self._own_chunk(progress, swarm, within)) is not None:
             if self._requests >= self._most(progress, swarm, index):
                 return
@@ -413,7 +424,7 @@ class Leasing:
         Blob by blob, whoever has many chunks of the first comes to those of the second last, and all readers of the
         second wait for them: of three blobs read at once, two stood still for 15 of 24 seconds.
         """
-        swarms = [(progress, self._crew(progress)) for progress in read]
+        swarms = [(progress, self.swarm_of(progress)) for progress in read]
         crowds = [(progress, swarm) for progress, swarm in swarms if len(swarm) > 1]
         while True:
             nexts = [
@@ -452,8 +463,6 @@ class Leasing:
     def _own_chunk(self, progress: Progress, swarm: frozenset[PeerId], within: int) -> int | None:
         """Return the next chunk in the set `within` that this agent leases to itself, or None."""
         state = self._state
-        if state.peer_id not in swarm:
-            return None
         nowhere = ~(progress.have | progress.held)
         taken = progress.inflight | progress.fetches.under_way(state.now)
         free = within & progress.full & ~taken & (nowhere | self._doubtful(progress, swarm))
@@ -462,8 +471,11 @@ class Leasing:
         if len(swarm) == 1:
             return lowest(free & progress.window or free)
         patience = int((state.now - progress.progress_at) / STEP_IN_S)
+        reach = REACH_PER_MEMBER * len(swarm)
+        if not patience:
+            reach = min(reach, 2 * (TOGETHER - self._requests - self._elsewhere))
         for nth, index in enumerate(members(free)):
-            if nth >= REACH_PER_MEMBER * len(swarm):
+            if nth >= reach:
                 return None
             own = self._first_two(progress, index, swarm)[0] == state.peer_id
             if own or (patience and rank_of(state.peer_id, progress.blob, index, swarm) <= patience):

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 MAX_SHARED_BLOBS = 4096
 """Blobs remembered per peer; more than any node pulls at once, few enough to bound memory."""
+MESH_PER_DEGREE = 4
+"""Without a scheduler agents have to know who wants what and who fetches what: so many connections are sought, times
+the degree, ..."""
+MAX_PEERS_PER_DEGREE = 8
+"""... and at most so many kept, so that who comes later finds room."""
 FAILURES_TO_DROP = 4
 """Chunks in a row that came too late before the connection is given up."""
 MOVED_BYTES = 16 * 1024

@@ -278,6 +278,9 @@ class PullMachine:
         progress.progress_at = self.state.now
         self._taking.cancel_copies(progress, index)
         self._offer(progress, index)
+        if index not in progress.senders and not self.state.scheduled:
+            # Nobody may pass on what we fetched before they have heard our word on it.
+            self._flush_haves()
         if progress.complete:
             self._check(progress)
         self._leasing.by_rendezvous()

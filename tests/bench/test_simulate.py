@@ -42,7 +42,7 @@ def test_a_seed_gives_the_same_figures_each_time_and_another_seed_others() -> No
 
 
 def test_all_that_stay_are_done_though_others_leave_and_new_ones_come() -> None:
-    outcome = simulate_once(replace(SMALL, layers=2, leave_per_minute=1.0, replaced=True, jitter_s=0.3))
+    outcome = simulate_once(replace(SMALL, layers=2, leave_per_minute=2.0, replaced=True, jitter_s=0.3))
 
     assert outcome.left > 0
     assert outcome.failed == 0

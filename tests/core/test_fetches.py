@@ -13,10 +13,12 @@ def test_a_fetch_is_under_way_until_its_peer_has_the_chunk_or_goes() -> None:
         fetches.note(peer(2), index, 0.0)
     fetches.note(peer(3), 6, 0.0)
     assert fetches.under_way(1.0) == 0b1110010
+    assert sorted(fetches.peers(1.0)) == [peer(2)] * 3 + [peer(3)]
     fetches.drop(peer(2), 0b1010000)
     assert fetches.under_way(1.0) == 0b1100010
     fetches.drop(peer(2))
     assert fetches.under_way(1.0) == 0b1000000
+    assert fetches.peers(SILENT_S) == []
 
 
 def test_the_first_to_say_that_it_fetches_a_chunk_counts() -> None:

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pdist.core import events as ev
-from p2pdist.core.crew import crew_of
 from p2pdist.core.lease import (
     LEASES,
     LEFT_ALONE,
@@ -23,6 +22,7 @@ from p2pdist.core.lease import (
     SETTLE_S,
     STEP_IN_S,
     TAIL_PER_MEMBER,
+    TOGETHER,
     holder_of,
     rank_of,
     weight,
@@ -353,6 +353,13 @@ def test_a_newcomer_is_told_what_is_being_fetched() -> None:
     assert renewed(script.says(12, share(size=32 * CHUNK, reply=False)), 12) == [1, 2]
 
 
+def test_the_members_hear_at_once_what_was_fetched() -> None:
+    script = shared_with(11, 32)
+    script.tick(SETTLE_S)
+    script.now += 0.01
+    assert send(11, have(1)) in script.arrives(None, 1)
+
+
 def test_what_another_fetches_is_not_fetched_whoever_comes_first() -> None:
     script = shared_with(11, 32)
     script.says(11, Renew(B, 1), Renew(B, 3), Renew(B, 99), Renew(digest(2), 1))
@@ -388,18 +395,25 @@ def test_with_a_scheduler_members_are_not_told_of_fetches() -> None:
     assert renewed(script.tick(RENEW_S)) == []
 
 
-def test_of_a_large_swarm_the_crew_fetches_and_nobody_else_until_it_has_gone() -> None:
-    others = range(2, 31)
-    assert ME not in crew_of(frozenset((ME, *map(peer, others))))
+def test_all_members_together_fetch_so_many_chunks_at_a_time() -> None:
+    numbers = range(13, 13 + TOGETHER)
+    assert [index for index in range(2 * TOGETHER) if owner(index, *numbers)] == [5]
     script = Script()
-    script.connect(*others)
-    script.start(200)
-    for number in others:
-        script.says(number, share(size=200 * CHUNK))
-    assert fetches(script.tick(SETTLE_S + STEP_IN_S)) == []
-    for number in others[:-4]:
-        script.on(ev.PeerLost(peer=peer(number)))
-    assert fetches(script.tick(SETTLE_S + STEP_IN_S + 0.1)) != []
+    script.connect(*numbers)
+    script.start(400)
+    for number in numbers:
+        script.says(number, share(size=400 * CHUNK), Renew(B, 400 - number))
+    assert fetches(script.tick(SETTLE_S)) == []
+    for number in numbers[1:]:
+        script.says(number, Failed(B, 400 - number, 0))
+    assert fetches(script.tick(SETTLE_S + 0.1)) == [5]
+
+
+def test_one_member_that_says_it_fetches_all_does_not_keep_the_others_from_it() -> None:
+    script = shared_with(11, 200)
+    script.connect(12)
+    script.says(12, share(size=200 * CHUNK), *(Renew(B, index) for index in range(150, 200)))
+    assert fetches(script.tick(SETTLE_S)) != []
 
 
 def test_an_agent_stays_within_reach_of_what_the_swarm_has() -> None:
