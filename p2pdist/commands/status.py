@@ -89,6 +89,8 @@ def _facts(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "agent", f"{document.get('version', '?')}, up {_duration(document.get('uptime_s', 0))}"
     yield "peer id", escape(str(document.get("peer_id", "?")))
     yield "cluster", escape(place or "?")
+    if identity := document.get("identity"):
+        yield "identity", escape(f"{identity.get('state', '?')}: {identity.get('what', '')}")
     yield "mirror", escape(str(document.get("mirror", "?")))
     yield "scheduler", escape(_scheduler(document.get("scheduler", {})))
     limit = f" of {human_bytes(store['max_bytes'])}" if store.get("max_bytes") else ""

@@ -74,8 +74,8 @@ class Authority:
     @classmethod
     def _put(cls, directory: Path, certificate: bytes, key: certificates.PrivateKey) -> Authority:
         with _named(directory):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (directory / "tokens").mkdir(mode=0o700, exist_ok=True)
+            for place in (directory, directory / "tokens"):
+                _make_private(place)
             write_private(directory / "ca-key.pem", certificates.key_pem(key))
             write_private(directory / "ca.pem", certificate)
         return cls.open(directory)
@@ -236,8 +236,20 @@ def write_private(path: Path, data: bytes) -> None:
     os.replace(fresh, path)
 
 
+def _make_private(directory: Path) -> None:
+    """Make a directory if there is none, for the eyes of its parent's owner only."""
+    if directory.is_dir():
+        return
+    directory.mkdir(mode=0o700, parents=True)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _hand_over(descriptor, directory.parent)
+    finally:
+        os.close(descriptor)
+
+
 def _hand_over(descriptor: int, directory: Path) -> None:
-    """Give what root makes to the directory's owner: the scheduler's user has to read it."""
+    """Give what root makes to the owner of the directory that it is in: the scheduler's user has to read it."""
     if os.geteuid() == 0:
         owner = directory.stat()
         os.fchown(descriptor, owner.st_uid, owner.st_gid)

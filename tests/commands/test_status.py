@@ -40,6 +40,7 @@ DOCUMENT: dict[str, Any] = {
     "cluster": "prod",
     "site": "lab",
     "rack": "",
+    "identity": {"state": "ok", "what": "agent/a of cluster prod", "ends": None, "revoked": 0, "refused": {}},
     "mirror": "127.0.0.1:5050",
     "peers": [PEER],
     "banned": [{"peer_id": "d" * 32, "host": "10.0.0.66", "reason": "corrupt", "for_s": 90.0}],
@@ -99,7 +100,17 @@ def test_the_admin_port_may_be_named(suffix: str) -> None:
 
 def test_the_table_tells_what_the_agent_told() -> None:
     text = shown(DOCUMENT)
-    for part in ("1 d 1 h", "prod/lab", "[fd00::2]:5051", "lab/r1", "mdns", "4.0 KiB", "1.0 GiB of 2.0 GiB", "c" * 12):
+    for part in (
+        "1 d 1 h",
+        "prod/lab",
+        "[fd00::2]:5051",
+        "lab/r1",
+        "mdns",
+        "4.0 KiB",
+        "1.0 GiB of 2.0 GiB",
+        "c" * 12,
+        "ok: agent/a",
+    ):
         assert part in text
 
 

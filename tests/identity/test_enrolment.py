@@ -299,6 +299,16 @@ def test_a_directory_has_one_ca_and_its_key_is_the_owners_alone(ours: Authority)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files for others")
+def test_a_ca_that_root_makes_belongs_to_whom_the_place_belongs(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    os.chown(state, 12345, 12346)
+    made = make_authority(state / "cluster")
+    for path in (made.directory, made.directory / "tokens", made.directory / "ca-key.pem", made.directory / "ca.pem"):
+        assert (path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o077) == (12345, 12346, 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files for others")
 def test_what_root_makes_belongs_to_the_directorys_owner(ours: Authority) -> None:
     for path in (ours.directory, ours.directory / "tokens"):
         os.chown(path, 12345, 12346)

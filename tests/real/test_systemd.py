@@ -270,3 +270,25 @@ def test_a_stop_is_clean_and_a_wrong_setting_is_not_tried_again(machine: Machine
     assert machine.attempt("systemctl", "start", "p2pdist-agent").returncode != 0
     machine.await_("p2pdist-agent", ActiveState="failed", ExecMainStatus="2")
     assert "cluster: 3 is not text" in machine.run("journalctl", "--no-pager", "-u", "p2pdist-agent")
+
+
+def test_under_the_units_a_cluster_gets_its_identity_as_the_page_says(machine: Machine) -> None:
+    """docs/identity.md: the CA made by root where the scheduler has run before, the token by systemd's hand."""
+    program, drop_in = "/opt/p2pdist/bin/p2pdist", machine.shows("p2pdist-agent", "FragmentPath") + ".d/join.conf"
+    machine.await_("p2pdist-scheduler", ActiveState="active")
+    page = (ROOT / "docs/identity.md").read_text()
+    lines = [line.strip() for line in page.splitlines() if line.startswith("    EnvironmentFile=")]
+    assert len(lines) == 1
+    machine.run(program, "cluster", "init", "prod")
+    machine.run("sh", "-c", "echo 'ca_dir = \"/var/lib/p2pdist-scheduler/cluster\"' >/etc/p2pdist/scheduler.toml")
+    machine.run("systemctl", "restart", "p2pdist-scheduler")
+    machine.run("sh", "-c", f"umask 077; echo P2PDIST_JOIN=$({program} cluster token) >/etc/p2pdist/join.env")
+    machine.run("sh", "-c", 'printf "[Service]\n%s\n" "$@" >"$0"', drop_in, *lines)
+    machine.settings('scheduler = ["127.0.0.1:5060"]\nmdns = false')
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "reset-failed", "p2pdist-agent")
+    journal = ("journalctl", "--no-pager", "-n", "20", "--output", "cat")
+    assert machine.attempt("systemctl", "restart", "p2pdist-agent").returncode == 0, machine.run(*journal)
+    status = f"{program} status --json"
+    until(lambda: '"state": "ok"' in machine.attempt("sh", "-c", status).stdout, "a certificate")
+    until(lambda: '"connected": true' in machine.attempt("sh", "-c", status).stdout, "the scheduler")
