@@ -18,18 +18,20 @@ import trio
 
 from p2pdist.core.addresses import telling
 from p2pdist.core.peerbook import MESH_PER_DEGREE
+from p2pdist.core.rate import TokenBucket
 from p2pdist.core.reputation import Offence
-from p2pdist.core.wire import Decoder, Hello, PeerAddress
+from p2pdist.core.uplink import LOOK_S, Uplink
+from p2pdist.core.wire import SPAN_BYTES, Decoder, Hello, PeerAddress
 from p2pdist.errors import FloodError, IdentityRefused, P2PDistError, PeerUnavailable, RemoteProtocolError
 from p2pdist.identity.channel import secure
 from p2pdist.net.peer_link import HELLO_S, ClearChannel, PeerLink, address_of, connect, detach, greet
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
-    from p2pdist.core.rate import TokenBucket
     from p2pdist.core.types import PeerId
+    from p2pdist.core.uplink import Sent
     from p2pdist.exchange import Exchange
     from p2pdist.identity.credentials import Identity
     from p2pdist.identity.refusals import Refusals
@@ -84,6 +86,9 @@ class Neighbourhood:
         self._degree = degree
         self._max_peers = max_peers
         self._upload_limit = upload_limit
+        self._uplink = Uplink()
+        self._found_limit: TokenBucket | None = None
+        """That of a slow uplink."""
         self._dials = trio.CapacityLimiter(MAX_DIALS)
         self._dialling = 0
         self._greeting: Counter[str] = Counter()
@@ -93,8 +98,40 @@ class Neighbourhood:
     def limit_uploads(self, limit: TokenBucket | None) -> None:
         """Hold what all peers together are sent to another limit, or to none."""
         self._upload_limit = limit
+        self._hold_to_limit()
+
+    @property
+    def _limit(self) -> TokenBucket | None:
+        """The tighter limit of those that there are."""
+        limits = [limit for limit in (self._upload_limit, self._found_limit) if limit is not None]
+        return min(limits, key=lambda limit: limit.bytes_per_s, default=None)
+
+    def _hold_to_limit(self) -> None:
+        limit = self._limit
         for link in self.exchange.links.values():
             link.limit = limit
+
+    async def _watch_uplink(self) -> None:
+        """Send no more than a slow uplink carries."""
+        while True:
+            await trio.sleep(LOOK_S)
+            if not self.exchange.machine.busy:
+                continue
+            links = self.exchange.links.values()
+            seen: dict[Hashable, Sent] = {link: sent for link in links if (sent := link.sent()) is not None}
+            self._uplink.look(seen, trio.current_time())
+            self._found(self._uplink.bytes_per_s)
+
+    def _found(self, bytes_per_s: int) -> None:
+        """Take over what the uplink carries, 0 where it is not slow."""
+        if not bytes_per_s:
+            self._found_limit = None
+        elif self._found_limit is None:
+            log.info("the uplink is slow; what is sent is held to it", bytes_per_s=bytes_per_s)
+            self._found_limit = TokenBucket(bytes_per_s, SPAN_BYTES)
+        else:
+            self._found_limit.change(bytes_per_s, trio.current_time())
+        self._hold_to_limit()
 
     def learn(self, address: PeerAddress, source: str) -> None:
         """Take note of a peer; dial it soon if it is one to be connected to."""
@@ -114,6 +151,7 @@ class Neighbourhood:
     async def run(self) -> None:
         """Dial whom we should be connected to, until cancelled."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_uplink)
             while True:
                 self._changed = trio.Event()
                 if self.identity is not None:
@@ -208,7 +246,7 @@ class Neighbourhood:
                 early=early,
                 dialled=dialled,
                 source=source,
-                limit=self._upload_limit,
+                limit=self._limit,
                 credential=self.identity.credential if self.identity is not None else None,
             )
             self._admit(link, expected)

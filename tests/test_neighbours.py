@@ -14,9 +14,21 @@ import trio
 
 from p2pdist.core.events import SchedulerConnected
 from p2pdist.core.peerbook import MESH_PER_DEGREE
+from p2pdist.core.rate import TokenBucket
 from p2pdist.core.reputation import BAN_S, Offence
 from p2pdist.core.types import PeerId
-from p2pdist.core.wire import MESSAGE_BYTES, VERSION, Decoder, Grant, Hello, PeerAddress, Room, encode, span_header
+from p2pdist.core.wire import (
+    MESSAGE_BYTES,
+    SPAN_BYTES,
+    VERSION,
+    Decoder,
+    Grant,
+    Hello,
+    PeerAddress,
+    Room,
+    encode,
+    span_header,
+)
 from p2pdist.neighbours import FIRST_PAUSE_S, LAST_PAUSE_S, MAX_GREETING, MAX_PER_ADDRESS, SCHEDULER_TRIES, YOUNG_S
 from p2pdist.net.peer_link import FLOOD_BYTES
 from p2pdist.store.memory import MemoryStore
@@ -453,3 +465,28 @@ async def test_the_end_of_the_agent_closes_every_connection(make: Callable[..., 
             stream = await dial(nodes[0], hello_of(9))
             await stream.send_all(encode(Grant(1)))
             await stream.aclose()
+
+
+# --------------------------------------------------------------- slow uplink
+
+
+async def test_a_slow_uplink_holds_all_links_the_later_ones_too_unless_the_settings_are_tighter(
+    make: Callable[..., Node], quick_clock: MockClock
+) -> None:
+    one, two = make(1), make(2)
+    hood, links = one.neighbourhood, one.exchange.links
+    async with running(one, two):
+        hood._found(200_000)
+        one.meet(two)
+        await eventually(lambda: one.peers == {2})
+        (link,) = links.values()
+        assert link.limit is not None
+        assert link.limit.bytes_per_s == 200_000
+        hood._found(100_000)
+        assert link.limit.bytes_per_s == 100_000
+        hood.limit_uploads(TokenBucket(50_000, SPAN_BYTES))
+        assert link.limit.bytes_per_s == 50_000
+        hood.limit_uploads(None)
+        assert link.limit.bytes_per_s == 100_000
+        hood._found(0)
+        assert link.limit is None

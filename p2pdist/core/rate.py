@@ -34,6 +34,13 @@ class TokenBucket:
         """Return a bucket with as small a burst as amounts of up to `largest_bytes` at a time allow."""
         return cls(bytes_per_s, max(largest_bytes, int(BURST_S * bytes_per_s)))
 
+    def change(self, bytes_per_s: int, now: float) -> None:
+        """Go on at another rate, with the same burst, and as many bytes to wait for."""
+        scale = self.bytes_per_s / bytes_per_s
+        self._full_at = now + scale * max(0.0, self._full_at - now)
+        self._burst_s *= scale
+        self.bytes_per_s = bytes_per_s
+
     def reserve(self, amount_bytes: int, now: float) -> float:
         """Take `amount_bytes` in turn; return when they may be used, `now` or later. There is no giving back."""
         self._full_at = max(self._full_at, now) + amount_bytes / self.bytes_per_s

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -25,6 +26,7 @@ import trio
 
 from p2pdist.core.identity import another_name
 from p2pdist.core.runs import Rate
+from p2pdist.core.uplink import Sent
 from p2pdist.core.verify import checksum_of
 from p2pdist.core.wire import SPAN_BYTES, VERSION, ChunkSpan, Decoder, Hello, Message, Refuse, encode, span_header
 from p2pdist.errors import (
@@ -57,6 +59,9 @@ RECEIVE_BYTES = 256 * 1024
 FRAME_S = 0.002
 """A frame is what the link carries in this time, from SPAN_BYTES to MAX_FRAME_BYTES: a message waits for one."""
 MAX_FRAME_BYTES = 512 * 1024
+LIMITED_FRAME_S, LEAST_FRAME_BYTES = 0.1, 16 * 1024
+"""With a limit it is what that lets pass in this time, from LEAST_FRAME_BYTES to SPAN_BYTES: it leaves at once, and
+what comes behind it waits."""
 WAKE_BYTES = 16 * 1024
 """Of less than this nothing is waited for: the reader wakes for each byte."""
 MAX_QUEUED_BYTES = 8 * 1024 * 1024
@@ -71,6 +76,10 @@ FLOOD_BYTES_PER_S = 2 * 1024 * 1024
 _GREETING_BYTES = 4 * MAX_RECORD_BYTES
 _TCP_NOTSENT_LOWAT = 25
 _ON = 1
+_U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")
+_INFO_BYTES = 152
+_INFO = ((_U32, 16), (_U32, 24), (_U32, 68), (_U64, 120), (_U32, 148))
+"""In linux/tcp.h, struct tcp_info: snd_mss, unacked, rtt, bytes_acked, min_rtt."""
 
 _receive_buffer = memoryview(bytearray(RECEIVE_BYTES + 2 * MAX_RECORD_BYTES))
 
@@ -358,6 +367,15 @@ class PeerLink:
         if (incoming := self._incoming.get(number)) is not None:
             incoming.buffer = None
 
+    def sent(self) -> Sent | None:
+        """Return what the kernel knows of the bytes sent here; None where the connection is broken."""
+        try:
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+            segment, unacked, rtt_us, acked, least_us = (field.unpack_from(info, at)[0] for field, at in _INFO)
+        except (OSError, struct.error):
+            return None
+        return Sent(acked, unacked * segment, max(0, rtt_us - least_us) / 1e6)
+
     @property
     def idle(self) -> bool:
         """Whether no chunk is on its way, in either direction."""
@@ -500,7 +518,7 @@ class PeerLink:
             return True
         if self._due is None:
             await trio.lowlevel.wait_writable(self._sock)
-            self._due = limit.reserve(min(SPAN_BYTES, job.stop - job.at), trio.current_time())
+            self._due = limit.reserve(min(self._frame_bytes(), job.stop - job.at), trio.current_time())
         else:
             self._wake = trio.Event()
             with trio.move_on_at(self._due):
@@ -513,7 +531,8 @@ class PeerLink:
     def _frame_bytes(self) -> int:
         """Return a power of two: chunks are, too, and end with a whole frame. A limit is charged for short ones."""
         if self.limit is not None:
-            return SPAN_BYTES
+            within = min(int(LIMITED_FRAME_S * self.limit.bytes_per_s), SPAN_BYTES)
+            return max(LEAST_FRAME_BYTES, 1 << within.bit_length() - 1 if within else 0)
         fast = min(int(self._rate.bytes_in(FRAME_S)), MAX_FRAME_BYTES)
         return max(SPAN_BYTES, 1 << fast.bit_length() - 1 if fast else 0)
 

@@ -81,3 +81,13 @@ def test_chunks_that_share_a_limit_are_done_in_time(rate: int, most: int) -> Non
     slots = slots_within(rate, most)
     assert 1 <= slots <= most
     assert slots * MAX_CHUNK_BYTES / rate <= CHUNK_S
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0, 5.0])
+def test_at_another_rate_as_many_bytes_are_waited_for(factor: float) -> None:
+    bucket = TokenBucket(1000, 100)
+    bucket.reserve(100, 0.0)
+    assert bucket.reserve(300, 0.0) == pytest.approx(0.3)
+    bucket.change(int(1000 * factor), 0.0)
+    assert bucket.reserve(100, 0.0) == pytest.approx(0.4 / factor)
+    assert bucket.available(100.0) == 100

@@ -27,6 +27,7 @@ from p2pdist.core.wire import (
 )
 from p2pdist.errors import PeerUnavailable
 from p2pdist.net.peer_link import (
+    LEAST_FRAME_BYTES,
     ClearChannel,
     PeerLink,
     connect,
@@ -260,6 +261,36 @@ async def test_all_links_together_send_no_faster_than_the_limit(
         least_s = (6 * len(CHUNK) - SPAN_BYTES) / RATE
         assert least_s <= trio.current_time() - began < 1.05 * least_s
     assert all(receiver.told.chunks[2] == (CHUNK, checksum_of(CHUNK)) for _, receiver in pairs)
+
+
+@pytest.mark.parametrize(
+    ("rate", "frame_bytes"), [(50_000, LEAST_FRAME_BYTES), (400_000, 32 * 1024), (RATE, SPAN_BYTES)]
+)
+async def test_with_a_narrow_limit_frames_are_short(
+    sockets: tuple[socket.socket, socket.socket], chunk_file: int, rate: int, frame_bytes: int
+) -> None:
+    sender, plain = end(sockets[0], limit=TokenBucket(rate, SPAN_BYTES)), sockets[1]
+    async with running(sender):
+        sender.link.send_chunk(1, chunk_file, 0, len(CHUNK), lambda: None)
+        with trio.fail_after(10):
+            await trio.lowlevel.wait_readable(plain)
+        header = plain.recv(len(span_header(1, frame_bytes)))
+    assert header == span_header(1, frame_bytes)
+
+
+async def test_what_a_link_has_sent_is_known_and_of_a_broken_one_nothing(chunk_file: int) -> None:
+    sender, receiver = (end(sock) for sock in socket_pair())
+    async with running(sender, receiver):
+        receiver.link.expect(1, memoryview(bytearray(len(CHUNK))))
+        sender.link.send_chunk(1, chunk_file, 0, len(CHUNK), lambda: None)
+        await receiver.told.until(lambda: bool(receiver.told.chunks))
+        sent = sender.link.sent()
+        assert sent is not None
+        # What the receiver has read is acknowledged, but for what its kernel has not said yet.
+        assert 0 < sent.acked_bytes <= sent.acked_bytes + sent.underway_bytes
+        assert sent.acked_bytes + 2 * sent.underway_bytes + 65536 >= len(CHUNK)
+        assert 0 <= sent.late_s < 10
+    assert sender.link.sent() is None
 
 
 async def test_messages_pass_a_chunk_that_waits_for_the_limit(
