@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the chunks that made a blob's SHA-256 wrong: suspects are read again from the origin until it is right.
 
-Suspects are what did not come from the origin in this run: first those that peers dispute, the others in random order.
-Where a whole swarm was led astray by one lease holder, its members so look in different places at the same time, and
-what one of them finds reaches the others as a better word, by way of the scheduler or as a dispute (core/hearing.py):
-together they read about the blob once, and not once each.
+Suspects are what did not come from the origin in this run: first those that peers dispute, then what rests on the word
+of one who was wrong already, and the others in turn (core/lease.py). Where a whole swarm was led astray by one lease
+holder, its members so look in different places at the same time, and what one of them finds reaches the others, by way
+of the scheduler, who has it looked into, or as a dispute (core/hearing.py): together they read about the blob once, and
+not once each.
 
 Invariants: no suspect is given to a reader before it was read again; each round reads at least one more chunk, so it
 ends; what the origin itself gives wrong ends the pull.
@@ -68,14 +69,15 @@ class Recheck:
         suspects = [index for index in range(arrival.chunks.count) if index not in arrival.origin_chunks]
         log.warning("the blob's SHA-256 is wrong; suspects are read again", blob=arrival.digest, chunks=len(suspects))
         arrival.suspects = chunk_set(suspects)
+        suspects = self._exchange.machine.in_turn(arrival.digest, suspects)
         self._exchange.feed(ev.BlobRejected(blob=arrival.digest, indices=[]))
         try:
             while self._goes_on(arrival):
-                index = self._next(arrival)
-                if index is None:
+                suspects = [index for index in suspects if index not in arrival.origin_chunks]
+                if not suspects:
                     self._give_up(arrival, list(range(arrival.chunks.count)), _wrong_content(arrival))
                     return
-                await self._read(arrival, index)
+                await self._read(arrival, self._exchange.machine.most_suspect(arrival.digest, suspects))
         except OriginError as error:
             left = [index for index in suspects if index not in arrival.origin_chunks]
             self._give_up(arrival, left, error)
@@ -88,14 +90,6 @@ class Recheck:
             and progress.complete
             and not (progress.checking or arrival.verified or arrival.settled.is_set())
         )
-
-    def _next(self, arrival: Arrival) -> int | None:
-        """Return the next suspect, None where all have been read again."""
-        machine = self._exchange.machine
-        assert arrival.chunks is not None
-        left = [index for index in range(arrival.chunks.count) if index not in arrival.origin_chunks]
-        disputed = [index for index in machine.blobs[arrival.digest].disputed if index not in arrival.origin_chunks]
-        return machine.state.rng.choice(disputed or left) if left else None
 
     async def _read(self, arrival: Arrival, index: int) -> None:
         """Read a chunk again, which takes the place of one that differs. Raises OriginError."""

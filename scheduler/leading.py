@@ -57,30 +57,30 @@ class Leading:
 
     def changed(self, swarms: Mapping[Digest, Swarm], now: float) -> None:
         """Let swarms come and go as `live` has it now."""
-        for blob, swarm in swarms.items():
-            if self.leads(blob) == swarm.closed:
-                self._turns.setdefault(blob, now + TAKEOVER_S)
+        for key, swarm in swarms.items():
+            if self.leads(swarm.blob) == swarm.closed:
+                self._turns.setdefault(key, now + TAKEOVER_S)
             else:
-                self._turns.pop(blob, None)
+                self._turns.pop(key, None)
 
     def begun(self, swarm: Swarm, now: float) -> None:
         """Decide whether a new swarm is leased of at once, a little later, or elsewhere."""
         leads = self.leads(swarm.blob)
         swarm.closed = not leads or now < self._unsettled_until
         if swarm.closed and leads:
-            self._turns[swarm.blob] = now + TAKEOVER_S
+            self._turns[swarm.key] = now + TAKEOVER_S
 
-    def ended(self, blob: Digest) -> None:
+    def ended(self, key: Digest) -> None:
         """Forget a swarm."""
-        self._turns.pop(blob, None)
+        self._turns.pop(key, None)
 
     def turned(self, swarms: Mapping[Digest, Swarm], now: float) -> list[Swarm]:
         """Close and open what is due; return it."""
-        due = [blob for blob, at in self._turns.items() if at <= now]
-        for blob in due:
-            del self._turns[blob]
-            swarms[blob].closed, swarms[blob].urgent = not swarms[blob].closed, 0
-        return [swarms[blob] for blob in due]
+        due = [key for key, at in self._turns.items() if at <= now]
+        for key in due:
+            del self._turns[key]
+            swarms[key].closed, swarms[key].urgent = not swarms[key].closed, 0
+        return [swarms[key] for key in due]
 
     def leads(self, blob: Digest) -> bool:
         """Return whether this scheduler leases the blob's chunks."""

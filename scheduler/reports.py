@@ -2,8 +2,9 @@
 """What agents report of each other, and whom enough of them have banned. Pure.
 
 An agent that a quorum of distinct reporters has banned is shut out: handed to nobody as a neighbour, given no lease and
-no question. A report counts for REPORT_S; so a shut-out ends by itself. Reporters at one address count once, and what
-a shut-out agent reports does not count.
+no question. A report counts for as long as the reporter's own ban lasts, and REPORT_S at most: a shut-out ends by
+itself, soon the first time, and later each further time, as bans double. Reporters at one address count once, and what
+a shut-out agent reports does not count. Who was found to lie (disputes.py) is shut out without a quorum.
 
 Invariants: fewer than QUORUM reporters never shut anybody out; of one reporter at most MAX_SUSPECTS reports are kept.
 """
@@ -41,21 +42,38 @@ class Reports:
         """Reporters by suspect, and where each stands."""
         self.out: set[PeerId] = set()
         """Agents shut out."""
-        self.news: list[PeerId] = []
-        """Those of them that whoever tells people has not told of yet."""
+        self.news: list[tuple[PeerId, str]] = []
+        """Those of them that whoever tells people has not told of yet, and why they are."""
+        self._found: dict[PeerId, float] = {}
+        """Who was found to lie, and until when that counts."""
 
-    def note(self, reporter: PeerId, place: str, suspect: PeerId, now: float, agents: int) -> bool:
+    def found(self, liar: PeerId, now: float) -> bool:
+        """Shut out who was found to lie; return whether that is new."""
+        self._found[liar] = now + REPORT_S
+        return self._shut_out(liar, "it said false checksums, as two others have read them")
+
+    def _shut_out(self, suspect: PeerId, why: str) -> bool:
+        if suspect in self.out:
+            return False
+        self.out.add(suspect)
+        self.news.append((suspect, why))
+        return True
+
+    def note(
+        self, reporter: PeerId, place: str, suspect: PeerId, now: float, agents: int, ban_s: float = REPORT_S
+    ) -> bool:
         """Take in a report; return whether it shuts the suspect out.
 
         Args:
             place: the reporter's address; reporters of one place count once.
             agents: how many are connected.
+            ban_s: for how long the reporter has nothing to do with the suspect.
         """
         if suspect == reporter:
             return False
         of_reporter = self._by.setdefault(reporter, {})
         of_reporter.pop(suspect, None)
-        of_reporter[suspect] = now + REPORT_S
+        of_reporter[suspect] = now + min(ban_s, REPORT_S)
         self._against.setdefault(suspect, {})[reporter] = place
         while len(of_reporter) > MAX_SUSPECTS:
             self._withdraw(reporter, next(iter(of_reporter)))
@@ -64,11 +82,7 @@ class Reports:
     def _judge(self, suspect: PeerId, agents: int) -> bool:
         """Return whether a suspect has to be shut out that was not."""
         places = {place for reporter, place in self._against.get(suspect, {}).items() if reporter not in self.out}
-        if suspect in self.out or len(places) < quorum(agents):
-            return False
-        self.out.add(suspect)
-        self.news.append(suspect)
-        return True
+        return len(places) >= quorum(agents) and self._shut_out(suspect, "a quorum of others has banned it")
 
     def _withdraw(self, reporter: PeerId, suspect: PeerId) -> None:
         del self._by[reporter][suspect]
@@ -78,10 +92,15 @@ class Reports:
         del against[reporter]
         if not against:
             del self._against[suspect]
-            self.out.discard(suspect)
+            if suspect not in self._found:
+                self.out.discard(suspect)
 
     def expire(self, now: float) -> None:
         """Let old reports count no more; who is left without any is let in again."""
+        for liar in [liar for liar, until in self._found.items() if until <= now]:
+            del self._found[liar]
+            if liar not in self._against:
+                self.out.discard(liar)
         for reporter, suspects in list(self._by.items()):
             for suspect in [suspect for suspect, until in suspects.items() if until <= now]:
                 self._withdraw(reporter, suspect)

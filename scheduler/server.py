@@ -389,8 +389,8 @@ class SchedulerServer:
                 out += self.state.said(peer, item, trio.current_time())
         finally:
             self._deliver(out)
-        for suspect in self.state.reports.news:
-            log.warning("agent shut out: a quorum of others has banned it", peer=suspect)
+        for suspect, why in self.state.reports.news:
+            log.warning("agent shut out", peer=suspect, why=why)
         self.state.reports.news.clear()
 
     def _hear_revoked(self, connection: AgentConnection, signed: bytes) -> None:

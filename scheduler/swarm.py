@@ -21,8 +21,9 @@ from p2pdist.core.ladder import MISSING_AT_ONCE
 from p2pdist.core.lease import DOUBTERS, FIRST_AHEAD, NEVER
 from p2pdist.core.packing import pack_indices, unpack_checksums, unpack_indices
 from p2pdist.core.progress import read_share
+from p2pdist.core.reputation import Offence
 from p2pdist.core.runs import MAX_RUN_BYTES, run_from
-from p2pdist.core.types import PeerId
+from p2pdist.core.types import Digest, PeerId
 from p2pdist.core.verify import CHECKSUM_BYTES
 from p2pdist.core.wire import (
     Banned,
@@ -34,7 +35,6 @@ from p2pdist.core.wire import (
     Leave,
     Message,
     Missing,
-    Neighbours,
     PeerAddress,
     Present,
     Refuted,
@@ -43,22 +43,23 @@ from p2pdist.core.wire import (
     Resolved,
     Stored,
     View,
+    Withdrawn,
 )
 from p2pdist.errors import RemoteProtocolError
 from scheduler.checksums import Archive
-from scheduler.disputes import refuted, revoke
-from scheduler.handout import Crowd, neighbours
+from scheduler.disputes import Case, Court, refuted, revoke
+from scheduler.handout import Crowd, Introductions
 from scheduler.leading import Leading
 from scheduler.ledger import QUIET_S, Member, Registry, Run, Swarm
 from scheduler.pace import MEMBER_LEASES, Begun
-from scheduler.reports import Reports
+from scheduler.reports import REPORT_S, Reports
 from scheduler.tags import Tags
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from random import Random
 
-    from p2pdist.core.types import Checksum, Digest
+    from p2pdist.core.types import Checksum
 
 ALONE = PeerId("0" * 32)
 """The id of a scheduler that has no others beside it."""
@@ -82,16 +83,14 @@ MAX_PAUSE_S = 30.0
 """How long one agent's Failed may keep all from a registry."""
 SAMPLE = 8
 """Members looked at for a lease in a large swarm."""
-CANDIDATES = 16
-"""Members looked at for each neighbour that a newcomer wants in a large swarm."""
-MAX_NAMED = 100
-"""Addresses in one Neighbours."""
 MAX_SWARMS = 20_000
 MAX_JOINED = 4096
 """Blobs that one agent may want at a time."""
 MAX_STORED = 10_000
 """Blobs remembered per agent."""
 
+LIES = (Offence.CORRUPT, Offence.FALSE_CHECKSUM)
+"""Reasons of bans after which a word is worth nothing; who was unplugged is shut out for a while, and was right."""
 _NOBODY = Crowd()
 
 Outbox = list[tuple[PeerId, Message]]
@@ -114,11 +113,9 @@ class SchedulerState:
         self.leases_granted = 0
         self.leases_lapsed = 0
         self._rng = rng
-        self._degree = degree
         self.leading = Leading(own_id)
         self._started = started
         self._resettle_until = started + RESETTLE_S
-        self._everybody = Crowd()
         self._restarting = False
         self._orders = 0
         self._holders: dict[Digest, Crowd] = {}
@@ -129,10 +126,12 @@ class SchedulerState:
         self._tags = Tags(tag_ttl_s)
         self._archive = Archive()
         self.reports = Reports()
+        self._naming = Introductions(self.members, self._holders, self.leading, self.reports, degree, rng)
+        self._court = Court(rng)
 
     def tune(self, *, degree: int, tag_ttl_s: float) -> None:
         """Take other values for what is handed out and remembered from now on."""
-        self._degree = degree
+        self._naming.degree = degree
         self._tags.ttl_s = tag_ttl_s
 
     # -------------------------------------------------------------- members
@@ -140,7 +139,7 @@ class SchedulerState:
     def connected(self, address: PeerAddress) -> None:
         """Take in an agent; one that was here under the same id must have been taken out before."""
         self.members[address.peer_id] = Member(address)
-        self._everybody.add(address.peer_id)
+        self._naming.everybody.add(address.peer_id)
 
     def gone(self, peer: PeerId, now: float) -> Outbox:
         """Take out an agent and give its leases to others."""
@@ -153,7 +152,7 @@ class SchedulerState:
             self._leave(peer, member, blob)
         for blob in member.stored:
             self._unstore(peer, blob)
-        self._everybody.discard(peer)
+        self._naming.everybody.discard(peer)
         self._viewed(peer, (), now)
         return self._tags.gone(peer, now) + self._hand_out(now)
 
@@ -168,8 +167,7 @@ class SchedulerState:
             case Join():
                 return self._on_join(peer, member, message, now) + self._hand_out(now)
             case Done():
-                self._on_done(peer, message, now)
-                return self._hand_out(now)
+                return self._on_done(peer, message, now) + self._hand_out(now)
             case Failed():
                 self._on_failed(peer, message, now)
                 return self._hand_out(now)
@@ -222,33 +220,65 @@ class SchedulerState:
         for swarm in self.leading.turned(self.swarms, now):
             self._registry(swarm).line_up(swarm)
         self.reports.expire(now)
+        if self._court.due_at <= now:
+            out += self._court.tick(self._places(), now)
         return out + self._tags.tick(now) + self._hand_out(now)
 
     def _on_banned(self, peer: PeerId, member: Member, message: Banned, now: float) -> Outbox:
-        """Count a report; whom a quorum has banned gives its leases back."""
-        return self._report(peer, telling(member.address.host) or peer, message.peer, now)
+        """Count a report; whom a quorum has banned gives its leases back, and its word goes where it lied."""
+        return self._report(peer, message.peer, now, message.ban_ms / 1000, lies=message.reason in LIES)
+
+    def _place(self, peer: PeerId) -> str:
+        """Return what tells where an agent stands from where others do."""
+        return telling(self.members[peer].address.host) or peer
 
     def _on_refuted(self, peer: PeerId, member: Member, message: Refuted, now: float) -> Outbox:
-        """Count an agent's own reading of a chunk as a report against who said otherwise."""
-        swarm, place = self.swarms.get(message.blob), telling(member.address.host) or peer
-        if swarm is None or peer in self.reports.out:
+        """Count an agent's own reading of a chunk as a report against who said otherwise, and have it looked into."""
+        swarm, index = self._swarm(member, message.blob), message.index
+        if swarm is None or peer in self.reports.out or peer in swarm.unheard:
             return []
-        teller = refuted(swarm, message.index, unpack_checksums(message.checksum, 1)[0], peer, place)
+        checksum, told = unpack_checksums(message.checksum, 1)[0], swarm.done.get(index)
+        teller = refuted(swarm, index, checksum, peer, self._place(peer))
         if swarm.fresh:
-            self._fresh[swarm.blob] = swarm
-        return [] if teller is None else self._report(peer, place, teller, now)
-
-    def _report(self, peer: PeerId, place: str, suspect: PeerId, now: float) -> Outbox:
-        """Note a report; with an agent that is shut out go its leases, and its word."""
-        if suspect not in self.members or not self.reports.note(peer, place, suspect, now, len(self.members)):
+            self._fresh[swarm.key] = swarm
+        if verdict := self._court.heard(swarm, index, checksum, peer):
+            return self._judged(peer, *verdict, now)
+        if teller is None or told is None or teller not in self.members:
             return []
+        case = Case(swarm, index, checksum, peer, told, teller)
+        return self._report(peer, teller, now) + self._court.accuse(case, self._places(swarm), now)
+
+    def _places(self, swarm: Swarm | None = None) -> dict[PeerId, str]:
+        """Return where those stand who are not shut out: of a swarm, or all."""
+        peers = self.members if swarm is None else [*swarm.members, *swarm.done_by.values()]
+        return {peer: self._place(peer) for peer in peers if peer in self.members and peer not in self.reports.out}
+
+    def _judged(self, arbiter: PeerId, wrong: PeerId, lied: bool, now: float) -> Outbox:
+        """Shut out who has lied; count what an arbiter has found against who was merely wrong."""
+        if not lied:
+            return self._report(arbiter, wrong, now)
+        return self._without(wrong, lies=True, now=now) if self.reports.found(wrong, now) else []
+
+    def _report(self, by: PeerId, suspect: PeerId, now: float, ban_s: float = REPORT_S, lies: bool = True) -> Outbox:
+        """Note a report; with an agent that is shut out go its leases, and its word where it lies."""
+        if suspect not in self.members:
+            return []
+        if not self.reports.note(by, self._place(by), suspect, now, len(self.members), ban_s):
+            return []
+        return self._without(suspect, lies=lies, now=now)
+
+    def _without(self, suspect: PeerId, *, lies: bool, now: float) -> Outbox:
+        """Give to others what an agent leases that was shut out; take back what is its word alone if it lies."""
+        out: Outbox = []
         for registry in self._registries.values():
             for (_, index), (swarm, _) in list(registry.leases.items()):
                 self._end_lease(swarm, index, suspect)
-        for swarm in self.swarms.values():
-            if revoke(swarm, suspect):
+        for swarm in self.swarms.values() if lies else ():
+            if words := revoke(swarm, suspect):
                 self._registry(swarm).line_up(swarm)
-        return self._hand_out(now)
+                message = Withdrawn(swarm.blob, pack_indices(words), suspect)
+                out += [(member, message) for member in swarm.members if member != suspect]
+        return out + self._hand_out(now)
 
     # ------------------------------------------------- among other schedulers
 
@@ -258,11 +288,13 @@ class SchedulerState:
             self.leading.changed(self.swarms, now)
 
     def _on_renew(self, peer: PeerId, member: Member, message: Renew, now: float) -> None:
-        swarm, index = self.swarms.get(message.blob), message.index
+        swarm, index = self._swarm(member, message.blob), message.index
         if swarm is None:
             return
         if index in swarm.leases:
-            if swarm.leases[index][0] == peer:
+            registry = self._registry(swarm)
+            run, length = registry.leases[swarm.key, index][1], swarm.length(index)
+            if swarm.leases[index][0] == peer and not run.overdue(registry.byte_s, length * run.left, now):
                 swarm.leases[index] = (peer, now + LEASE_S)
         elif (swarm.closed or now < self._resettle_until) and peer in swarm.members:
             self._adopt(swarm, peer, member, index, now)
@@ -272,7 +304,7 @@ class SchedulerState:
         if not swarm.full >> index & 1 or swarm.done_bits >> index & 1:
             return
         registry = self._registry(swarm)
-        beside = registry.leases.get((swarm.blob, index - 1))
+        beside = registry.leases.get((swarm.key, index - 1))
         if beside is not None and swarm.leases[index - 1][0] == peer and beside[1].left < ADOPTED:
             run = beside[1]
             run.left += 1
@@ -290,8 +322,8 @@ class SchedulerState:
     def _on_join(self, peer: PeerId, member: Member, message: Join, now: float) -> Outbox:
         if message.blob not in member.swarms and len(member.swarms) >= MAX_JOINED:
             raise RemoteProtocolError(f"more than {MAX_JOINED} blobs wanted")
-        swarm = self.swarms.get(message.blob) or self._new_swarm(message, now)
-        member.swarms[message.blob] = None
+        swarm = self._swarm_to_join(peer, member, message, now)
+        member.swarms[message.blob] = swarm.key
         swarm.members.add(peer)
         self._learn_size(swarm, message.size_bytes)
         if swarm.chunks is not None and swarm.size_bytes == message.size_bytes:
@@ -299,58 +331,29 @@ class SchedulerState:
         if not swarm.done and len(swarm.members) == DOUBTERS and len(self._holders.get(swarm.blob, _NOBODY)) == 1:
             swarm.done_bits = 0
             self._registry(swarm).line_up(swarm)
-        out = self._introduce(peer, member, swarm)
+        out = self._naming.introduce(peer, swarm)
         if swarm.done:
             out.append((peer, self._checksums(swarm, swarm.done)))
         return out
 
-    def _introduce(self, peer: PeerId, member: Member, swarm: Swarm) -> Outbox:
-        """Name a newcomer's neighbours in a swarm: those that it has already, for the sake of another blob, first."""
-        holders = self._holders.get(swarm.blob, _NOBODY)
-        known = [other for other in member.neighbours if other in swarm.members or other in holders]
-        small = max(len(swarm.members), len(holders)) <= self._degree + 1
-        others = self._others(peer, swarm, 4 * (self._degree + 1)) if small else []
-        if not small or len(others) > self._degree:
-            wanted = -(-self._degree // 2) - len(known)
-            others = known[:MAX_NAMED] + self._strangers(peer, member, swarm, wanted)
-        if not self.leading.leads(swarm.blob):
-            # Its swarm is at another scheduler, which this agent alone may not reach.
-            drawn = self._everybody.sample(self._degree, self._rng)
-            others = [*others, *(other for other in drawn if other != peer and other not in others)]
-        for other in others:
-            self.members[other].neighbours[peer] = None
-            member.neighbours[other] = None
-        return self._name(peer, swarm, others)
+    def _swarm(self, member: Member, blob: Digest) -> Swarm | None:
+        """Return the swarm of a blob that concerns an agent."""
+        return self.swarms.get(member.swarms.get(blob, blob))
 
-    def _others(self, peer: PeerId, swarm: Swarm, most: int) -> list[PeerId]:
-        """Return up to `most` members and holders that can be dialled, of either at least half where there are."""
-        holders, wanting = self._holders.get(swarm.blob, _NOBODY), swarm.members
-        from_holders = min(len(holders), max(most // 2, most - len(wanting)))
-        drawn = [*wanting.sample(most - from_holders, self._rng), *holders.sample(from_holders, self._rng)]
-        shut_out = {peer, *self.reports.out}
-        return [other for other in dict.fromkeys(drawn) if other not in shut_out and self.members[other].address.port]
+    def _swarm_to_join(self, peer: PeerId, member: Member, message: Join, now: float) -> Swarm:
+        """Return the swarm of those who say the same of a blob's size: who lies about it is left to its kind."""
+        key, size_bytes = message.blob, message.size_bytes
+        swarm, apart = self._swarm(member, key), Digest(f"{key} {size_bytes}")
+        if size_bytes >= 0 and swarm is not None and swarm.size_bytes not in (-1, size_bytes):
+            self._leave(peer, member, key)
+            key, swarm = apart, None
+        return swarm or self.swarms.get(apart) or self._new_swarm(key, message, now)
 
-    def _strangers(self, peer: PeerId, member: Member, swarm: Swarm, wanted: int) -> list[PeerId]:
-        """Return up to `wanted` peers of a swarm that are no neighbours yet, those with few neighbours first."""
-        if wanted <= 0:
-            return []
-        drawn = self._others(peer, swarm, CANDIDATES * wanted)
-        others = [other for other in drawn if other not in member.neighbours]
-        degrees = {other: len(self.members[other].neighbours) for other in others}
-        addresses = ((other, self.members[other].address) for other in [*others, peer])
-        places = {other: (address.site, address.rack) for other, address in addresses}
-        return neighbours(peer, others, degrees, places, wanted, self._rng)
-
-    def _name(self, peer: PeerId, swarm: Swarm, others: Iterable[PeerId]) -> Outbox:
-        fit = (other for other in others if other not in self.reports.out)
-        addresses = [self.members[other].address for other in fit if self.members[other].address.port]
-        return [(peer, Neighbours(swarm.blob, addresses))] if addresses else []
-
-    def _new_swarm(self, message: Join, now: float) -> Swarm:
+    def _new_swarm(self, key: Digest, message: Join, now: float) -> Swarm:
         if len(self.swarms) >= MAX_SWARMS:
             raise RemoteProtocolError(f"more than {MAX_SWARMS} blobs at once")
         self._orders += 1
-        swarm = self.swarms[message.blob] = Swarm(message.blob, message.registry, self._orders, None)
+        swarm = self.swarms[key] = Swarm(message.blob, message.registry, self._orders, None, key=key)
         self.leading.begun(swarm, now)
         self._learn_size(swarm, message.size_bytes)
         if message.blob in self._holders:
@@ -386,11 +389,12 @@ class SchedulerState:
                 self._note_done(swarm, index, checksum, peer)
 
     def _note_done(self, swarm: Swarm, index: int, checksum: Checksum, peer: PeerId) -> None:
-        swarm.note_done(index, checksum, peer)
-        self._fresh[swarm.blob] = swarm
+        if peer not in self.reports.out:
+            swarm.note_done(index, checksum, peer)
+            self._fresh[swarm.key] = swarm
 
     def _leave(self, peer: PeerId, member: Member, blob: Digest) -> None:
-        swarm = self.swarms.get(blob)
+        swarm = self._swarm(member, blob)
         if swarm is None or blob not in member.swarms:
             return
         del member.swarms[blob]
@@ -400,19 +404,20 @@ class SchedulerState:
             if holder == peer:
                 self._end_lease(swarm, index, peer)
         if not swarm.members:
-            del self.swarms[blob]
-            self._fresh.pop(blob, None)
-            self.leading.ended(blob)
+            del self.swarms[swarm.key]
+            self._fresh.pop(swarm.key, None)
+            self._court.ended(swarm)
+            self.leading.ended(swarm.key)
             registry = self._registry(swarm)
-            registry.first.pop(blob, None)
-            registry.rest.pop(blob, None)
+            registry.first.pop(swarm.key, None)
+            registry.rest.pop(swarm.key, None)
 
     def _on_stored(self, peer: PeerId, member: Member, blobs: Iterable[Digest]) -> None:
         for blob in blobs:
             if len(member.stored) < MAX_STORED:
                 member.stored[blob] = None
                 self._holders.setdefault(blob, Crowd()).add(peer)
-            swarm = self.swarms.get(blob)
+            swarm = self._swarm(member, blob)
             if swarm is not None:
                 swarm.done_bits = swarm.full
                 if swarm.chunks is not None and len(swarm.done) == swarm.chunks.count:
@@ -434,7 +439,7 @@ class SchedulerState:
     def _push(self, swarm: Swarm, now: float) -> Outbox:
         message = self._checksums(swarm, swarm.fresh)
         swarm.fresh.clear()
-        del self._fresh[swarm.blob]
+        del self._fresh[swarm.key]
         self._push_from = max(self._push_from, now - PUSH_S) + PUSH_S_PER_MEMBER * len(swarm.members)
         return [(peer, message) for peer in swarm.members]
 
@@ -465,11 +470,11 @@ class SchedulerState:
                     break
                 self._lease(registry, swarm, self._run(swarm, peer), peer, now, out)
             if not swarm.pending & which:
-                through.append(swarm.blob)
+                through.append(swarm.key)
             if registry.runs >= most:
                 break
-        for blob in through:
-            del line[blob]
+        for key in through:
+            del line[key]
 
     def _run(self, swarm: Swarm, peer: PeerId) -> range:
         """Return the next chunks to lease to a member: no more than its share of what is left to lease."""
@@ -494,7 +499,7 @@ class SchedulerState:
     def _note_lease(self, registry: Registry, swarm: Swarm, run: Run, index: int, peer: PeerId, now: float) -> None:
         swarm.leases[index] = (peer, now + LEASE_S)
         swarm.leased_bits |= 1 << index
-        registry.leases[swarm.blob, index] = swarm, run
+        registry.leases[swarm.key, index] = swarm, run
 
     def _draw(self, swarm: Swarm, leases: int, now: float) -> PeerId | None:
         """Return the member to lease a chunk to: one with less than its share, and of those one with few so far."""
@@ -518,7 +523,7 @@ class SchedulerState:
         del swarm.leases[index]
         swarm.leased_bits &= ~(1 << index)
         registry = self._registry(swarm)
-        run = registry.leases.pop((swarm.blob, index))[1]
+        run = registry.leases.pop((swarm.key, index))[1]
         registry.line_up(swarm)
         run.left -= 1
         if not run.left:
@@ -527,34 +532,29 @@ class SchedulerState:
                 self.members[peer].leases -= 1
         return True
 
-    def _on_done(self, peer: PeerId, message: Done, now: float) -> None:
-        swarm = self.swarms.get(message.blob)
+    def _on_done(self, peer: PeerId, message: Done, now: float) -> Outbox:
+        swarm = self._swarm(self.members[peer], message.blob)
         if swarm is None:
-            return
-        self._learn_size(swarm, message.size_bytes)
+            return []
+        if swarm.leases.get(message.index, ("", 0.0))[0] == peer:
+            self._learn_size(swarm, message.size_bytes)
         if message.size_bytes != swarm.size_bytes:
-            return
+            return []
         if not swarm.full >> message.index & 1:
             raise RemoteProtocolError(f"chunk {message.index} of a blob of {message.size_bytes} bytes")
         checksum = unpack_checksums(message.checksum, 1)[0]
         member = self.members[peer]
         member.run_bytes, member.lapses, member.tried = message.run_bytes, 0, True
-        self._measure(swarm, message.index, peer, now)
+        self._registry(swarm).measure(swarm, message.index, peer, now)
         held = self._end_lease(swarm, message.index, peer)
         # Without the lease (it lapsed, or an earlier scheduler gave it) the word counts only where no other has it.
         if message.index not in swarm.done and (held or message.index not in swarm.leases):
             self._note_done(swarm, message.index, checksum, peer)
-
-    def _measure(self, swarm: Swarm, index: int, peer: PeerId, now: float) -> None:
-        if swarm.chunks is not None and swarm.leases.get(index, ("", 0.0))[0] == peer:
-            registry = self._registry(swarm)
-            run = registry.leases[swarm.blob, index][1]
-            run.done_bytes += swarm.chunks.length(index)
-            if run.left == 1:
-                registry.pace.done(run.begun, run.done_bytes, now, out=registry.runs, members=len(swarm.members))
+        verdict = self._court.heard(swarm, message.index, checksum, peer)
+        return [] if verdict is None else self._judged(peer, *verdict, now)
 
     def _on_failed(self, peer: PeerId, message: Failed, now: float) -> None:
-        swarm = self.swarms.get(message.blob)
+        swarm = self._swarm(self.members[peer], message.blob)
         if swarm is None or not self._end_lease(swarm, message.index, peer):
             return
         swarm.refused[peer] = float("inf") if message.pause_ms == NEVER else now + FAILED_PAUSE_S
@@ -565,7 +565,7 @@ class SchedulerState:
 
     def _on_missing(self, peer: PeerId, message: Missing, now: float) -> Outbox:
         """Help an agent that sees no holder of some chunks: name one, or lease them again."""
-        swarm = self.swarms.get(message.blob)
+        swarm = self._swarm(self.members[peer], message.blob)
         if swarm is None:
             return []
         stored = [
@@ -594,4 +594,4 @@ class SchedulerState:
             for known in (swarm.done, swarm.done_by, swarm.missing):
                 known.pop(index, None)
         self._registry(swarm).line_up(swarm)
-        return self._name(peer, swarm, named)
+        return self._naming.name(peer, swarm, named)

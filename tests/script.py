@@ -223,3 +223,13 @@ def complete(script: Script, chunks: int = CHUNKS) -> list[ev.Command]:
         if not script.machine.blobs[B].have >> index & 1:
             out = script.arrives(None, index)
     return out
+
+
+def drops(out: list[ev.Command]) -> list[tuple[int, Offence]]:
+    return [(int(command.peer, 16), command.offence) for command in out if isinstance(command, ev.DropPeer)]
+
+
+def says_wrong(script: Script, number: int, *indices: int) -> list[ev.Command]:
+    """Let a peer announce chunks with wrong checksums."""
+    words = b"".join(checksum(index + 1000) for index in indices)
+    return script.says(number, wire.Have(B, pack_indices(indices), words))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_type_hints
 
 from hypothesis import strategies as st
 
+from p2pdist.core import fields as kinds
 from p2pdist.core import wire
 from p2pdist.core.chunkmap import MAX_BLOB_BYTES, MIN_CHUNK_BYTES
 from p2pdist.core.types import Checksum, Digest, PeerId
@@ -39,9 +40,9 @@ addresses = st.builds(wire.PeerAddress, peers, texts, st.integers(1, 65535), tex
 
 _FIELDS: dict[object, SearchStrategy[object]] = {
     int: st.integers(-1, 2**53 - 1),
-    wire.Number: numbers,
-    wire.Size: sizes,
-    wire.Port: st.integers(0, 65535),
+    kinds.Number: numbers,
+    kinds.Size: sizes,
+    kinds.Port: st.integers(0, 65535),
     str: texts,
     bool: st.booleans(),
     bytes: st.binary(max_size=200),

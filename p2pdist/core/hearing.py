@@ -32,16 +32,22 @@ if TYPE_CHECKING:
     from p2pdist.core.serve import Giving
     from p2pdist.core.state import SwarmState
     from p2pdist.core.types import Checksum, Digest, PeerId
-    from p2pdist.core.wire import Checksums, Have, Share
+    from p2pdist.core.wire import Checksums, Have, Share, Withdrawn
 
 WRONG_WORDS = 3
 """Checksums of one peer's that proved wrong, of which nobody else is known to have spoken before, and more than half as
-many as chunks that were taken from it: it lies. Who has fewer may have believed a liar: honest agents pass on what
-witnesses, a lease holder or a scheduler misled them about, until they hear better."""
+many as it is believed about: it lies. Who has fewer may have believed a liar: honest agents pass on what witnesses, a
+lease holder or a scheduler misled them about, until they hear better, and are then the first to say what is right."""
 REFUTED_MAX = 16
 """Checksums of the scheduler's that this agent itself has found wrong, before it believes none of them until it is
 connected anew: before a lying lease holder gets so far, the scheduler has found it out."""
 PARDONS = 64
+MUTE_S = 3.0
+"""Without a scheduler: for so long a peer that has never granted a slot is believed to have what we lack, where nobody
+else helps either. Before, one that claims everything and gives nothing kept all from fetching for 6 to 12 s."""
+WITHDRAWN_MAX = 16
+"""Liars' words that the scheduler takes back, before it is believed no more in that until it is connected anew: each
+time chunks are thrown away."""
 
 
 class Hearing:
@@ -53,6 +59,7 @@ class Hearing:
         self._giving = giving
         self._membership = membership
         self._refuted = 0
+        self._withdrawn = 0
         self._on_its_word: deque[tuple[PeerId, Digest, int, Checksum]] = deque(maxlen=PARDONS)
         """Peers blamed because the scheduler said otherwise, and what they had said."""
 
@@ -87,14 +94,21 @@ class Hearing:
     def _note_share(self, progress: Progress, peer: Peer, message: Share) -> None:
         """Learn what a peer has of a blob; a Share replaces all that was known."""
         self._membership.unhold(peer, message.blob)
+        if peer.mute:
+            return
         self._learn_size(progress, message.size_bytes)
         if progress.chunks is None or message.size_bytes != progress.chunks.size_bytes:
             return
         bits, checksums = read_share(message, progress.chunks)
         progress.media_type = progress.media_type or message.media_type
-        peer.shared[message.blob] = bits
-        self._holds(progress, peer, bits)
-        self._heard(progress, peer, zip(members(bits), checksums, strict=True))
+        words = list(zip(members(bits), checksums, strict=True))
+        if stale := progress.vouchers.stale(words):
+            # It has not heard yet that this proved wrong.
+            words = [(index, word) for index, word in words if not stale >> index & 1]
+            peer.doubted[message.blob] = stale
+        peer.shared[message.blob] = bits & ~stale
+        self._holds(progress, peer, bits & ~stale)
+        self._heard(progress, peer, words)
 
     def have_came(self, peer: Peer, message: Have) -> None:
         """Take in what a peer gained. Raises RemoteProtocolError as share_came."""
@@ -113,6 +127,25 @@ class Hearing:
                 self._heard(progress, peer, zip(indices, checksums, strict=True))
         if known | new == progress.full:
             peer.wants.pop(message.blob, None)
+
+    def pass_over(self) -> None:
+        """Count no more on what peers claim that have never granted anything, while nobody helps."""
+        state = self._state
+        if state.scheduled or state.now - state.helped_at < MUTE_S:
+            return
+        for progress in state.wanted():
+            if progress.held & ~progress.have and state.now - progress.progress_at >= MUTE_S:
+                for peer in state.book.peers.values():
+                    if peer.granted < 0 and peer.shared.get(progress.blob, 0) & ~progress.have:
+                        peer.mute = True
+                        self._membership.unhold(peer, progress.blob)
+
+    def count_on(self, peer: Peer) -> None:
+        """Ask a peer that was passed over, and grants now, what it has."""
+        peer.mute = False
+        for progress in self._state.wanted():
+            if progress.shared:
+                self._state.share_with(peer, progress, reply=False)
 
     def _learn_size(self, progress: Progress, size_bytes: int) -> None:
         """Learn the size of content of which only the digest was known; one too large is fetched by each for itself."""
@@ -183,27 +216,38 @@ class Hearing:
             return  # It may believe who said so first, as we may have done.
         if basis is Basis.SCHEDULER:
             self._on_its_word.append((peer.peer_id, progress.blob, index, word))
-        self._false_word(peer.peer_id, progress, index)
+        agreed = known & progress.vouchers.settled_bits & ~(1 << index)
+        self._false_word(peer, progress, index, max(peer.good, agreed.bit_count()))
 
-    def _false_word(self, peer_id: PeerId, progress: Progress, index: int) -> None:
+    def _false_word(self, peer: Peer, progress: Progress, index: int, right: int) -> None:
         """Count a refuted word. Its author may have believed a liar whom we have not heard: see WRONG_WORDS."""
-        if self._mostly_wrong(peer_id, 1):
+        if self._mostly_wrong(peer, 1, right):
             reason = f"gave a wrong checksum of chunk {index} of {progress.blob}"
-            self._convict(peer_id, Offence.FALSE_CHECKSUM, reason)
+            self._convict(peer.peer_id, Offence.FALSE_CHECKSUM, reason)
 
-    def _mostly_wrong(self, peer_id: PeerId, more: int) -> bool:
-        """Count so many wrong words of a peer's; return whether it is a liar and not one who believed one."""
-        peer = self._state.book.peers.get(peer_id)
-        if peer is None:
-            return False
+    def _mostly_wrong(self, peer: Peer, more: int, right: int) -> bool:
+        """Count so many wrong words of a peer's; return whether it is a liar and not one who believed one.
+
+        Args:
+            right: its words, of the same kind, that are believed still.
+        """
         peer.wrong += more
-        return peer.wrong >= WRONG_WORDS and 2 * peer.wrong > peer.good
+        return peer.wrong >= WRONG_WORDS and 2 * peer.wrong > right
 
     def refute(self, progress: Progress, index: int, sender: PeerId, checksum: Checksum) -> None:
-        """Blame a peer for a chunk that is not what it should be, unless what it should be is disputed."""
+        """Blame a peer for a chunk that is not what it should be, unless what it should be is disputed.
+
+        Who has said before, or meanwhile, that it has something else sends what it has; and what proved wrong while it
+        was on its way, the sender may have believed as we had.
+        """
         basis, _ = progress.vouchers.basis(index)
+        peer = self._state.book.peers.get(sender)
         if index in progress.disputed and basis is not None and basis < Basis.SCHEDULER:
             return
+        if peer is not None and not peer.shared.get(progress.blob, 0) >> index & 1:
+            doubted = peer.doubted.get(progress.blob, 0) >> index & 1
+            if doubted or checksum in progress.vouchers.known_wrong.get(index, ()):
+                return
         if basis is Basis.SCHEDULER:
             self._on_its_word.append((sender, progress.blob, index, checksum))
         self._convict(sender, Offence.CORRUPT, f"sent a corrupt chunk {index} of {progress.blob}")
@@ -219,17 +263,31 @@ class Hearing:
                 continue
             alone = [index for index, sender in senders.items() if sender == peer_id and index not in vouchers.settled]
             doubtful = sorted({*alone, *vouchers.resting_on(peer_id)})
-            vouchers.forget(doubtful)
-            here = [index for index in doubtful if progress.have >> index & 1]
-            if here:
-                self._state.out.append(ForgetChunks(blob=progress.blob, indices=here))
-                progress.lose(here)
-                self._tell_again(progress)
+            self._throw_away(progress, doubtful)
 
-    def _tell_again(self, progress: Progress) -> None:
+    def _throw_away(self, progress: Progress, indices: list[int]) -> None:
+        """Forget what is known of chunks, and the chunks; ask all what they have of them now."""
+        believed = [index for index in indices if progress.vouchers.basis(index)[0] is not None]
+        progress.vouchers.forget(indices)
+        self._disbelieve(progress, believed)
+        if here := [index for index in indices if progress.have >> index & 1]:
+            self._state.out.append(ForgetChunks(blob=progress.blob, indices=here))
+            progress.lose(here)
+            self._tell_again(progress, reply=False)
+
+    def _disbelieve(self, progress: Progress, believed: Iterable[int]) -> None:
+        """Count on nobody for chunks of which all who have them believed what we did; who has better ones says so."""
+        wrong, peers = chunk_set(believed), self._state.book.peers.values()
+        for peer in peers:
+            known = peer.shared.get(progress.blob, 0)
+            if gone := known & wrong:
+                peer.shared[progress.blob] = known & ~gone
+                progress.drop_holder(gone, (other.shared.get(progress.blob, 0) for other in peers))
+
+    def _tell_again(self, progress: Progress, *, reply: bool = True) -> None:
         for peer in self._state.book.peers.values():
             if progress.blob in peer.cursors:
-                self._state.share_with(peer, progress, reply=True)
+                self._state.share_with(peer, progress, reply=reply)
 
     def _offer(self, progress: Progress, index: int) -> None:
         self._state.offer(progress, index)
@@ -262,13 +320,33 @@ class Hearing:
 
     def catch_up(self, progress: Progress) -> None:
         """Take in what the scheduler said while the whole blob was being checked, which proved wrong."""
+        vouchers, gone, progress.withdrawn = progress.vouchers, progress.withdrawn, []
+        self._throw_away(progress, [index for index in gone if vouchers.basis(index)[0] is not Basis.CERTAIN])
         better, progress.unweighed = progress.unweighed, {}
         certain = {index for index in better if progress.vouchers.basis(index)[0] is Basis.CERTAIN}
         self._better(progress, {index: word for index, word in better.items() if index not in certain}, Basis.SCHEDULER)
 
     def trust_again(self) -> None:
         """Believe a scheduler that was connected just now."""
-        self._refuted = 0
+        self._refuted = self._withdrawn = 0
+
+    def withdrawn(self, message: Withdrawn) -> None:
+        """Have nothing to do with an agent that others have found to lie, and forget what is its word alone."""
+        progress = self._state.blobs.get(message.blob)
+        if self._withdrawn >= WITHDRAWN_MAX or message.peer == self._state.peer_id:
+            return
+        self._withdrawn += 1
+        if progress is not None and progress.wanted and progress.shared:
+            vouchers, indices = progress.vouchers, unpack_indices(message.indices, progress.count)
+            progress.done &= ~chunk_set(indices)
+            if progress.checking:
+                # Whether it is right is known in a moment; until then nobody is told that it is.
+                progress.withdrawn += indices
+                progress.retract(indices)
+                self._tell_again(progress)
+            else:
+                self._throw_away(progress, [at for at in indices if vouchers.basis(at)[0] is not Basis.CERTAIN])
+        self._convict(message.peer, Offence.FALSE_CHECKSUM, f"said false checksums of {message.blob} to the scheduler")
 
     def read(self, progress: Progress, index: int, checksum: Checksum) -> None:
         """Take in what this agent has read from the origin itself."""
@@ -300,18 +378,32 @@ class Hearing:
             here = [index for index in differs if have >> index & 1]
             if here:
                 self._state.out.append(ForgetChunks(blob=progress.blob, indices=here))
-            self.blame(progress, differs, "sent corrupt chunks of")
+            self.blame(progress, differs, "sent corrupt chunks of", lacking=basis is Basis.SCHEDULER)
         for index, word in words.items():
             self._settle(progress, index, word, basis)
             self._offer(progress, index)
 
-    def blame(self, progress: Progress, indices: list[int], reason: str) -> None:
-        """Forget wrong chunks and words; blame whose words they were, and senders for what they alone vouched for."""
+    def most_suspect(self, progress: Progress, suspects: list[int]) -> int:
+        """Return which of some chunks of a wrong blob to read first: what is disputed, or the word of one who erred."""
+        erring = {peer.peer_id for peer in self._state.book.peers.values() if peer.wrong}
+        basis = progress.vouchers.basis
+        by_them = (index for index in suspects if basis(index)[1] in erring)
+        disputed = (index for index in suspects if index in progress.disputed)
+        return next(disputed, next(by_them, suspects[0]))
+
+    def blame(self, progress: Progress, indices: list[int], reason: str, *, lacking: bool = False) -> None:
+        """Forget wrong chunks and words; blame whose words they were, and senders for what they alone vouched for.
+
+        Args:
+            lacking: the right chunks are not here; those who contradicted us may have had them all along.
+        """
         vouchers = progress.vouchers
         senders: Counter[PeerId] = Counter()
         words: list[tuple[PeerId, int]] = []
+        believed: list[int] = []
         for index in indices:
             basis, by = vouchers.basis(index)
+            believed += [index] * (basis is not None)
             sender = progress.senders.get(index)
             if sender is not None and (basis is None or progress.whole):
                 senders[sender] += 1
@@ -320,9 +412,12 @@ class Hearing:
                 words.append((by, index))
         progress.lose(indices)
         vouchers.forget(indices)
+        self._disbelieve(progress, believed)
         for sender, count in senders.items():
-            liar = progress.whole or self._mostly_wrong(sender, count)
+            peer = self._state.book.peers.get(sender)
+            liar = progress.whole or (peer is not None and self._mostly_wrong(peer, count, peer.good))
             self._convict(sender, Offence.CORRUPT if liar else Offence.SUSPECT, f"{reason} {progress.blob}")
         for voucher, index in words:
-            self._false_word(voucher, progress, index)
-        self._tell_again(progress)
+            if (author := self._state.book.peers.get(voucher)) is not None:
+                self._false_word(author, progress, index, len(vouchers.resting_on(voucher)))
+        self._tell_again(progress, reply=not (lacking and believed))

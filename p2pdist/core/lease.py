@@ -21,6 +21,8 @@ from xxhash import xxh3_64_intdigest
 from p2pdist.core.chunkmap import chunk_set, lowest, members
 from p2pdist.core.events import FetchOrigin, Tell
 from p2pdist.core.runs import Rate, run_from, runs_of
+from p2pdist.core.types import Checksum
+from p2pdist.core.verify import Basis
 from p2pdist.core.wire import Done, Failed, Lease, Renew
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from p2pdist.core.progress import Progress
     from p2pdist.core.state import SwarmState
     from p2pdist.core.types import Digest, PeerId
-    from p2pdist.core.wire import Message
+    from p2pdist.core.wire import Message, Reread
 
 SETTLE_S = 0.6
 """After meeting a peer, before leasing by rendezvous: without it egress was 1.53 times the image (SWARM)."""
@@ -82,6 +84,10 @@ is fetching. Where an agent's way out is slow, its share of the leases took long
 (docs/performance.md, Slow uplinks). At 50 Mbit/s that is fifty chunks."""
 RESTING_S = 5.0
 """Who has sent nothing for so long is not behind: nobody takes what it has."""
+RANKED_MAX = 100_000
+"""Chunks times members whose order is worked out at a time, 0.5 µs each."""
+NO_WORD = Checksum(b"")
+"""Nobody's."""
 NEVER = -1
 """The pause of a Failed that says: do not lease this blob to this agent again."""
 
@@ -158,7 +164,7 @@ class Leasing:
         if not progress.shared:
             return frozenset((me,))
         peers = self._state.book.peers.values()
-        return frozenset((me, *(peer.peer_id for peer in peers if progress.blob in peer.wants)))
+        return frozenset((me, *(peer.peer_id for peer in peers if progress.blob in peer.wants and not peer.mute)))
 
     def elders_and(self, peer: Peer, progress: Progress) -> frozenset[PeerId]:
         """Return this peer and all members that it must have known when it fetched what it has now.
@@ -228,6 +234,10 @@ class Leasing:
                 self.done(progress, index)
             elif progress.final or not progress.wanted:
                 state.out.append(Tell(message=Failed(blob, index, NEVER)))
+            elif progress.checking:
+                # Where the blob is right so is the chunk, else it is read then.
+                self._due.add((blob, index))
+                progress.postponed.append(index)
             elif behind:
                 state.out.append(Tell(message=Failed(blob, index, 0)))
             else:
@@ -247,6 +257,38 @@ class Leasing:
         shared = (other for other in state.wanted() if other.blob in wanted_by_others)
         alone = sum((other.offered & ~other.held).bit_count() for other in shared)
         return (alone + len(self._granted)) * each_s > BEHIND_S
+
+    def go_on(self, progress: Progress) -> None:
+        """Fetch what was leased to us while the blob was checked, which has proved wrong."""
+        postponed, progress.postponed = progress.postponed, []
+        self.fetch(progress, postponed)
+
+    def turns(self, progress: Progress, indices: Collection[int]) -> dict[int, int]:
+        """Return how many members come before us in reading each of these chunks again, not counting its author.
+
+        So a swarm that was misled together reads the blob about once, and not each member all of it. All zero where
+        there are too many to work that out.
+        """
+        swarm, me = self.swarm_of(progress), self._state.peer_id
+        if len(indices) * len(swarm) > RANKED_MAX:
+            return dict.fromkeys(indices, 0)
+        authors = {index: progress.vouchers.basis(index)[1] for index in indices}
+        return {
+            index: rank_of(me, progress.blob, index, [member for member in swarm if member != author])
+            for index, author in authors.items()
+        }
+
+    def reread(self, message: Reread) -> None:
+        """Take in the scheduler's wish that this agent read a chunk itself, or say what it is if that is known."""
+        progress = self._state.blobs.get(message.blob)
+        if progress is None or not progress.shared or message.index >= progress.count:
+            return
+        self._due.add((message.blob, message.index))
+        if progress.vouchers.basis(message.index)[0] is Basis.CERTAIN:
+            self.done(progress, message.index)
+        else:
+            # As what two peers dispute, of which it is the turn.
+            progress.disputed[message.index] = self._state.peer_id, NO_WORD, float("-inf")
 
     def done(self, progress: Progress, index: int) -> None:
         """Report a chunk that was ours to fetch, once it is here and vouched for, whoever it came from."""

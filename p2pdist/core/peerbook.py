@@ -85,6 +85,8 @@ class Peer:
     failures: int = 0
     granted: int = -1
     """The last grant of its: their numbers grow."""
+    mute: bool = False
+    """It says that it has what we lack, and has granted nothing for long: that is not counted on until it does."""
     received: int = 0
     """Bytes of chunks that had come on its link when they last grew by MOVED_BYTES, ..."""
     moved_at: float = 0.0

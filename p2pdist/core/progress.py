@@ -64,7 +64,11 @@ class Progress:
         """Chunks of which a peer says something else than what is settled on no certain word: who, what, and since
         when."""
         self.unweighed: dict[int, Checksum] = {}
-        """What the scheduler has said since the check of the whole blob began."""
+        """What the scheduler has said since the check of the whole blob began, ..."""
+        self.withdrawn: list[int] = []
+        """... of which chunks it has taken back what it had said, ..."""
+        self.postponed: list[int] = []
+        """... and which of them it has leased to us."""
         self.fetches = Fetches()
         self.held = 0
         """Chunks that some connected peer has."""
@@ -136,14 +140,19 @@ class Progress:
         """Forget chunks that proved wrong."""
         gone = chunk_set(indices)
         self.have &= ~gone
+        self.retract(members(gone))
+        for index in members(gone):
+            self.own.pop(index, None)
+            self.senders.pop(index, None)
+
+    def retract(self, indices: Iterable[int]) -> None:
+        """Offer chunks no more."""
+        gone = chunk_set(indices)
         self.offered &= ~gone
         kept = [index for index in self.log if not gone >> index & 1]
         self.log, self.packed_indices, self.packed_checksums = [], bytearray(), bytearray()
         for index in kept:
             self._log(index)
-        for index in members(gone):
-            self.own.pop(index, None)
-            self.senders.pop(index, None)
 
     def offer(self, index: int) -> bool:
         """Let a chunk be told to peers if it is here and vouched for; return whether that is new."""

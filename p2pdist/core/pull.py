@@ -127,6 +127,18 @@ class PullMachine:
                 self._scheduler_event(event)
         return self.state.out
 
+    def in_turn(self, blob: Digest, indices: list[int]) -> list[int]:
+        """Return in which order to read chunks of a blob that is complete and wrong, to find out which are wrong."""
+        progress = self.blobs.get(blob)
+        if progress is None:
+            return indices
+        turns = self._leasing.turns(progress, indices)
+        return sorted(indices, key=lambda index: (turns[index], self.state.rng.random()))
+
+    def most_suspect(self, blob: Digest, suspects: list[int]) -> int:
+        """Return which of these, in turn and not empty, to read before all others."""
+        return self._hearing.most_suspect(self.blobs[blob], suspects)
+
     @property
     def busy(self) -> bool:
         """Whether Ticked has anything to do: a pull, or a slot in use."""
@@ -155,6 +167,10 @@ class PullMachine:
                 self._leasing.leased(message)
             case ev.SchedulerSaid(message=wire.Checksums() as message):
                 self._hearing.checksums_came(message)
+            case ev.SchedulerSaid(message=wire.Reread() as message):
+                self._leasing.reread(message)
+            case ev.SchedulerSaid(message=wire.Withdrawn() as message):
+                self._hearing.withdrawn(message)
             case _:
                 raise RemoteProtocolError(f"a {type(event.message).__name__} from the scheduler")
 
@@ -259,7 +275,7 @@ class PullMachine:
         """Compare the chunk's checksum with what it should be; a peer that sent another is banned."""
         vouchers = progress.vouchers
         expected = vouchers.expected(event.index, source)
-        if expected is None or expected == event.checksum:
+        if expected == event.checksum or (expected is None and not vouchers.is_stale(event.index, event.checksum)):
             progress.senders[event.index] = source
             peer = self.book.peers.get(source)
             if peer is not None:
@@ -330,6 +346,7 @@ class PullMachine:
         if indices:
             self._hearing.blame(progress, indices, "its chunks made the blob wrong:")
         self._hearing.catch_up(progress)
+        self._leasing.go_on(progress)
         if progress.whole:
             self._ask_again(progress)
 
@@ -414,6 +431,8 @@ class PullMachine:
             case wire.Have():
                 self._hearing.have_came(peer, message)
             case wire.Grant():
+                if peer.mute:
+                    self._hearing.count_on(peer)
                 self._taking.granted(peer, message.number)
             case wire.Take():
                 self._giving.taken(peer, message)
@@ -455,6 +474,7 @@ class PullMachine:
         if self.state.now - self._flushed_at >= HAVE_INTERVAL_S:
             self._flush_haves()
         self._leasing.renew()
+        self._hearing.pass_over()
         self._leasing.by_rendezvous()
         for progress in list(self.state.wanted()):
             self._ladder.climb(progress)

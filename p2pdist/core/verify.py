@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from xxhash import xxh3_128_digest
 
+from p2pdist.core.chunkmap import chunk_set
 from p2pdist.core.types import Checksum, Digest
 
 if TYPE_CHECKING:
@@ -118,6 +119,16 @@ class Vouchers:
             return False
         known.add(checksum)
         return True
+
+    def is_stale(self, index: int, checksum: Checksum) -> bool:
+        """Return whether a word on a chunk of which nothing is settled is one that proved wrong."""
+        return checksum in self.known_wrong.get(index, ()) and index not in self.settled
+
+    def stale(self, words: list[tuple[int, Checksum]]) -> int:
+        """Return the set of the chunks of which a word is stale."""
+        if not self.known_wrong:
+            return 0
+        return chunk_set(index for index, word in words if self.is_stale(index, word))
 
     def expected(self, index: int, sender: PeerId) -> Checksum | None:
         """Return what the chunk's checksum should be: the settled one, else the sender's own claim, else None."""

@@ -14,11 +14,22 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, ClassVar, get_type_hints
 
 import msgpack
 
-from p2pdist.core.chunkmap import MAX_BLOB_BYTES
+from p2pdist.core.fields import (
+    Number,
+    Port,
+    Size,
+    check_bool,
+    check_bytes,
+    check_int,
+    check_number,
+    check_port,
+    check_size,
+    check_str,
+)
 from p2pdist.core.types import Digest, PeerId, parse_digest, parse_peer_id
 from p2pdist.errors import InvalidInput, RemoteProtocolError
 
@@ -43,12 +54,6 @@ SPAN_HEADER_BYTES = _SPAN.size
 _MESSAGE, _CHUNK_SPAN = 0, 1
 _TLS = (0x1503, 0x1603)
 """How an alert and a handshake of TLS begin: as a frame it would be one of 350 MiB."""
-
-Number = Annotated[int, "0 to 2**32 - 1"]
-"""An index or the number of a grant or question: never negative, where a shift would raise."""
-Size = Annotated[int, "-1 to MAX_BLOB_BYTES"]
-"""A blob's size, -1: not known. The bound keeps what is computed from it (a set of all chunks) small."""
-Port = Annotated[int, "0 to 65535"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,66 +364,38 @@ class Refuted(Message):
     checksum: bytes
 
 
-_INT_LIMIT = 1 << 53
-_TEXT_LIMIT = 512
+@dataclass(frozen=True, slots=True)
+class Reread(Message):
+    """From the scheduler: read this chunk from the origin, also if it is here; others disagree. Answered by Done."""
+
+    CODE: ClassVar[int] = 43
+    blob: Digest
+    index: Number
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn(Message):
+    """From the scheduler: this agent was found to lie, and what Checksums said of these chunks was its word alone."""
+
+    CODE: ClassVar[int] = 44
+    blob: Digest
+    indices: bytes
+    peer: PeerId
+
+
 _BLOBS_LIMIT = 1000
 _PEERS_LIMIT = 200
 _ARRAYS_LIMIT = _PEERS_LIMIT + 2
 """In one message: itself, a list, and what that holds."""
 
 
-def _int(value: object) -> int:
-    if type(value) is not int or not -1 <= value < _INT_LIMIT:
-        raise ValueError("not a number in range")
-    return value
-
-
-def _number(value: object) -> int:
-    number = _int(value)
-    if not 0 <= number < 1 << 32:
-        raise ValueError("not an index or number")
-    return number
-
-
-def _size(value: object) -> int:
-    size = _int(value)
-    if size > MAX_BLOB_BYTES:
-        raise ValueError("not a blob's size")
-    return size
-
-
-def _port(value: object) -> int:
-    port = _int(value)
-    if not 0 <= port < 65536:
-        raise ValueError("not a port")
-    return port
-
-
-def _bool(value: object) -> bool:
-    if type(value) is not bool:
-        raise ValueError("not a boolean")
-    return value
-
-
-def _str(value: object) -> str:
-    if type(value) is not str or len(value) > _TEXT_LIMIT:
-        raise ValueError("not a short text")
-    return value
-
-
-def _bytes(value: object) -> bytes:
-    if type(value) is not bytes:
-        raise ValueError("not bytes")
-    return value
-
-
 def _address(value: object) -> PeerAddress:
     if type(value) is not list or len(value) != 5:
         raise ValueError("not an address")
     peer_id, host, port, site, rack = value
-    if not _port(port):
+    if not check_port(port):
         raise ValueError("not a port to dial")
-    return PeerAddress(parse_peer_id(_str(peer_id)), _str(host), port, _str(site), _str(rack))
+    return PeerAddress(parse_peer_id(check_str(peer_id)), check_str(host), port, check_str(site), check_str(rack))
 
 
 def _addresses(value: object) -> list[PeerAddress]:
@@ -430,25 +407,25 @@ def _addresses(value: object) -> list[PeerAddress]:
 def _digests(value: object) -> list[Digest]:
     if type(value) is not list or len(value) > _BLOBS_LIMIT:
         raise ValueError("not a list of digests")
-    return [parse_digest(_str(item)) for item in value]
+    return [parse_digest(check_str(item)) for item in value]
 
 
 def _schedulers(value: object) -> list[PeerId]:
     if type(value) is not list or len(value) > MAX_SCHEDULERS:
         raise ValueError("not a list of schedulers")
-    return [parse_peer_id(_str(item)) for item in value]
+    return [parse_peer_id(check_str(item)) for item in value]
 
 
 _CHECKS: dict[object, Callable[[object], object]] = {
-    int: _int,
-    Number: _number,
-    Size: _size,
-    Port: _port,
-    bool: _bool,
-    str: _str,
-    bytes: _bytes,
-    Digest: lambda value: parse_digest(_str(value)),
-    PeerId: lambda value: parse_peer_id(_str(value)),
+    int: check_int,
+    Number: check_number,
+    Size: check_size,
+    Port: check_port,
+    bool: check_bool,
+    str: check_str,
+    bytes: check_bytes,
+    Digest: lambda value: parse_digest(check_str(value)),
+    PeerId: lambda value: parse_peer_id(check_str(value)),
     list[PeerAddress]: _addresses,
     list[Digest]: _digests,
     list[PeerId]: _schedulers,

@@ -12,7 +12,6 @@ from p2pdist.core import wire
 from p2pdist.core.hearing import REFUTED_MAX, WRONG_WORDS
 from p2pdist.core.ladder import DISPUTE_S
 from p2pdist.core.lease import NEWS_S, holder_of, rank_of
-from p2pdist.core.packing import pack_indices
 from p2pdist.core.peerbook import MAX_SHARED_BLOBS
 from p2pdist.core.reputation import Offence
 from p2pdist.core.wire import Decline, Grant, Lease, Room, Unshare
@@ -28,9 +27,11 @@ from tests.script import (
     complete,
     done,
     drop,
+    drops,
     fetch,
     fetches,
     have,
+    says_wrong,
     scheduled,
     send,
     share,
@@ -217,16 +218,6 @@ def test_a_peer_that_has_everything_wants_no_more() -> None:
 
 
 # ------------------------------------------------------------------- liars
-
-
-def drops(out: list[ev.Command]) -> list[tuple[int, Offence]]:
-    return [(int(command.peer, 16), command.offence) for command in out if isinstance(command, ev.DropPeer)]
-
-
-def says_wrong(script: Script, number: int, *indices: int) -> list[ev.Command]:
-    """Let a peer announce chunks with wrong checksums."""
-    words = b"".join(checksum(index + 1000) for index in indices)
-    return script.says(number, wire.Have(B, pack_indices(indices), words))
 
 
 def test_false_checksums_are_found_out_before_a_byte_was_taken() -> None:
@@ -476,3 +467,11 @@ def test_whatever_two_liars_say_no_honest_peer_is_banned_and_no_wrong_word_outli
         script.arrives(None, index)
     if script.machine.blobs[B].wanted and not script.machine.blobs[B].checking:
         assert all(vouchers.settled[index] == checksum(index) for index in range(8))
+
+
+def test_the_word_of_one_that_erred_is_read_again_before_others() -> None:
+    script, lied, ours = lying_holder(0)
+    says_wrong(script, 2, ours)
+    script.arrives(None, ours)
+    suspects = [index for index in range(8) if index != ours]
+    assert script.machine.most_suspect(B, suspects) == lied

@@ -78,6 +78,7 @@ def test_the_type_codes_are_those_of_the_protocol() -> None:
         10: "Cancel", 20: "Join", 21: "Leave", 22: "Done", 23: "Failed", 24: "Renew", 25: "Missing", 26: "Resolve",
         27: "Resolved", 28: "Ask", 30: "Neighbours", 31: "Lease", 32: "Checksums", 33: "Stored",
         34: "View", 35: "Present", 40: "Banned", 41: "Refuted", 42: "Revoked",
+        43: "Reread", 44: "Withdrawn",
     }  # fmt: skip
 
 

@@ -19,15 +19,13 @@ from p2pdist.core.wire import (
     PeerAddress,
 )
 from scheduler.pace import LEASES_MAX
-from scheduler.swarm import (
-    SchedulerState,
-)
+from scheduler.swarm import ALONE, SchedulerState
 from tests.strategies import CHUNK, checksum, digest, peer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from p2pdist.core.types import Digest
+    from p2pdist.core.types import Digest, PeerId
 
 B = digest(1)
 
@@ -57,9 +55,15 @@ class Script:
     """A scheduler and its clock, past the time after its start; `tried` agents have brought chunks before."""
 
     def __init__(
-        self, *agents: int, degree: int = 20, seed: int = 0, started: float = -10.0, tried: bool = True
+        self,
+        *agents: int,
+        degree: int = 20,
+        seed: int = 0,
+        started: float = -10.0,
+        tried: bool = True,
+        own_id: PeerId = ALONE,
     ) -> None:
-        self.state = SchedulerState(Random(seed), degree=degree, started=started)
+        self.state = SchedulerState(Random(seed), degree=degree, started=started, own_id=own_id)
         self.now = 0.0
         for number in agents:
             self.state.connected(address(number))
@@ -112,8 +116,8 @@ def check(state: SchedulerState) -> None:
         assert not swarm.leased_bits & ~swarm.full
         assert len(swarm.members)
         assert all(peer in swarm.members for peer, _ in swarm.leases.values())
-        assert not swarm.pending or swarm.blob in state._registries[swarm.registry].rest
-        assert not swarm.pending & 1 or swarm.blob in state._registries[swarm.registry].first
+        assert not swarm.pending or swarm.key in state._registries[swarm.registry].rest
+        assert not swarm.pending & 1 or swarm.key in state._registries[swarm.registry].first
         out += len(swarm.leases)
     assert out == sum(len(registry.leases) for registry in state._registries.values())
     for registry in state._registries.values():
@@ -123,5 +127,5 @@ def check(state: SchedulerState) -> None:
     every = [{id(run) for _, run in registry.leases.values()} for registry in state._registries.values()]
     assert sum(map(len, every)) == sum(member.leases for member in state.members.values())
     for number, member in state.members.items():
-        assert all(number in state.swarms[blob].members for blob in member.swarms)
+        assert all(number in state.swarms[key].members for key in member.swarms.values())
         assert all(number in state._holders[blob] for blob in member.stored)

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from p2pdist.core.chunkmap import ChunkMap
-from scheduler.disputes import refuted, revoke
+from p2pdist.core.wire import Refuted, Reread
+from scheduler.disputes import ARBITER_S, refuted, revoke
 from scheduler.ledger import Swarm
+from tests.scheduler.scripts import B, Script, done, joining
 from tests.strategies import CHUNK, checksum, digest, peer
 
 RIGHT, WRONG = checksum(1), checksum(2)
@@ -68,3 +70,30 @@ def test_with_a_liar_goes_all_that_it_said_and_nothing_else() -> None:
     assert swarm.fresh == [3]
     assert not swarm.votes
     assert not revoke(swarm, LIAR)
+
+
+def test_who_accuses_another_of_what_the_arbiter_reads_too_is_not_listened_to_any_more() -> None:
+    script = Script(1, 2, 3)
+    for number in (1, 2, 3):
+        script.says(number, joining(chunks=3))
+    for index in range(3):
+        script.says(1, done(index, chunks=3))
+    assert script.says(2, Refuted(B, 0, checksum(1000))) == [(3, Reread(B, 0))]
+    assert script.says(2, Refuted(B, 1, checksum(1001))) == [], "one case at a time"
+    script.says(3, done(0, chunks=3))
+    assert not script.state.reports.out
+    assert script.says(2, Refuted(B, 2, checksum(1002))) == []
+    assert script.state.swarms[B].done == {index: checksum(index) for index in range(3)}
+
+
+def test_an_arbiter_that_says_nothing_is_followed_by_another() -> None:
+    script = Script(1, 2, 3, 4)
+    for number in (1, 2, 3, 4):
+        script.says(number, joining(chunks=3))
+    script.says(1, done(0, chunks=3))
+    ((first, _),) = script.says(2, Refuted(B, 0, checksum(1000)))
+    assert not [message for _, message in script.tick(ARBITER_S - 0.1) if isinstance(message, Reread)]
+    drawn = [to for to, message in script.tick(ARBITER_S) if isinstance(message, Reread)]
+    assert drawn == [7 - first]
+    script.says(drawn[0], Refuted(B, 0, checksum(1000)))
+    assert script.state.reports.out == {peer(1)}

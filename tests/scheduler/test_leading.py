@@ -90,8 +90,7 @@ MINE, THEIRS = blob_of(ME), blob_of(OTHER)
 
 def among_two(*agents: int) -> Script:
     """A scheduler whose agents have counted on it and on another one for long."""
-    script = Script()
-    script.state.leading = Leading(ME)
+    script = Script(own_id=ME)
     for number in agents:
         script.state.connected(address(number))
         script.state.members[peer(number)].tried = True

@@ -17,7 +17,7 @@ from p2pdist.core.wire import (
     Stored,
 )
 from scheduler import swarm as module
-from scheduler.ledger import QUIET_S
+from scheduler.ledger import QUIET_S, RENEWED_S
 from scheduler.pace import CROWD, CROWD_LEASES
 from scheduler.pace import LEASES_MIN as LEASES
 from scheduler.swarm import (
@@ -295,3 +295,17 @@ def test_in_a_large_swarm_leases_are_spread_over_the_members() -> None:
     assert sum(counts) == 200
     assert max(counts) <= 5
     assert sum(count == 0 for count in counts) < 10
+
+
+def test_a_lease_that_is_renewed_for_ever_lapses() -> None:
+    script = Script(1, 2)
+    assert leases(script.says(1, joining(chunks=8)))[:2] == [(1, 0), (1, 1)]
+    script.says(2, joining(chunks=8))
+    script.now = 1.0
+    script.says(1, done(0, chunks=8))
+    for second in range(2, int(RENEWED_S + LEASE_S) + 1):
+        script.tick(float(second))
+        held = script.state.swarms[B].leases.get(1, ("", 0.0))[0] == peer(1)
+        assert held == (second < RENEWED_S + LEASE_S)
+        if held:
+            script.says(1, Renew(B, 1))

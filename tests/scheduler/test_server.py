@@ -366,7 +366,7 @@ async def test_a_signal_puts_the_file_in_force(nursery: trio.Nursery) -> None:
     signal.raise_signal(signal.SIGHUP)
     await eventually(lambda: server.settings.reloads == 1)
     assert server.config == replace(asked, cluster="default")
-    assert (server.state._degree, server.state._tags.ttl_s) == (4, 1.0)
+    assert (server.state._naming.degree, server.state._tags.ttl_s) == (4, 1.0)
 
 
 @pytest.mark.parametrize("which", ["listen", "api_listen"])

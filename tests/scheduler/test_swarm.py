@@ -25,9 +25,11 @@ from p2pdist.core.wire import (
     Missing,
     Neighbours,
     Refuted,
+    Reread,
     Resolve,
     Resolved,
     Stored,
+    Withdrawn,
 )
 from p2pdist.errors import RemoteProtocolError
 from scheduler import swarm as module
@@ -440,10 +442,10 @@ def test_whom_a_quorum_has_banned_is_handed_to_nobody_and_leased_nothing() -> No
     script.says(1, joining())
     shut_out(script, 1, (2, 3, 4))
     assert script.state.reports.out == {peer(1)}
-    assert script.state.reports.news == [peer(1)]
+    assert [suspect for suspect, _ in script.state.reports.news] == [peer(1)]
     for number in range(2, 7):
         assert not any(1 in peers for peers in named(script.says(number, joining())).values())
-    for at in range(1, 40):
+    for at in range(1, 30):
         assert all(to != 1 for to, _ in leases(script.tick(float(at))))
     assert script.says(1, Resolve(1, "r", "name", "tag")) == [(1, Resolved(1, "", "", 0))]
 
@@ -486,17 +488,64 @@ def test_what_a_lying_lease_holder_said_is_leased_again_once_enough_agents_have_
     script.tick(1.0)
     for number in (2, 3, 4, 5):
         script.says(number, joining(chunks=3))
-    assert script.says(2, Refuted(B, 0, checksum(0))) == []
-    script.says(3, Refuted(B, 1, checksum(1)))
-    script.says(3, Refuted(B, 0, checksum(0)))
-    # Two have read the same: everybody hears of it.
-    out = script.tick(2.0)
-    assert (2, Checksums(B, 3 * CHUNK, pack_indices([0]), checksum(0))) in out
+    # Another, whom it has not chosen, is to read the chunk.
+    ((arbiter, asked),) = script.says(2, Refuted(B, 0, checksum(0)))
+    assert asked == Reread(B, 0)
+    assert arbiter not in (1, 2)
+    others = [number for number in (3, 4, 5) if number != arbiter]
+    script.says(others[0], Refuted(B, 1, checksum(1)))
     assert not script.state.reports.out
-    out = script.says(4, Refuted(B, 2, checksum(2)))
+    out = script.says(arbiter, Refuted(B, 0, checksum(0)))
     assert script.state.reports.out == {peer(1)}
+    assert [to for to, message in out if message == Withdrawn(B, pack_indices([1, 2]), peer(1))] == [2, 3, 4, 5]
     assert {index for _, index in leases(out)} == {1, 2}
     assert script.state.swarms[B].done == {0: checksum(0)}
+    # Two have read the same: everybody hears of it. The liar's word counts no more.
+    assert (2, Checksums(B, 3 * CHUNK, pack_indices([0]), checksum(0))) in script.tick(2.0)
+    script.says(1, Done(B, 3 * CHUNK, 1, checksum(1001)), joining([0, 1, 2], chunks=3))
+    assert script.state.swarms[B].done == {0: checksum(0)}
+
+
+def test_an_agent_that_was_unplugged_is_let_in_again_soon_and_what_it_said_stands() -> None:
+    script = Script(1, 2, 3, 4)
+    for number in (1, 2, 3, 4):
+        script.says(number, joining(chunks=3))
+    script.says(1, done(0, chunks=3))
+    for number in (2, 3, 4):
+        script.says(number, Banned(peer(1), "stalled", 30_000))
+    assert script.state.reports.out == {peer(1)}
+    assert script.state.swarms[B].done == {0: checksum(0)}
+    script.tick(29.0)
+    assert script.state.reports.out == {peer(1)}
+    script.tick(30.0)
+    assert not script.state.reports.out
+
+
+def test_who_lies_about_a_blobs_size_is_left_alone_with_that() -> None:
+    script = Script(1, 2, 3, tried=False)
+    script.says(1, joining(chunks=50))
+    assert leases(script.says(2, joining(chunks=3)))[:1] == [(2, 0)]
+    assert (3, Neighbours(B, [address(2)])) in script.says(3, joining(chunks=3))
+    script.says(2, done(0, chunks=3))
+    told = [to for to, message in script.tick(1.0) if isinstance(message, Checksums)]
+    assert told == [2, 3]
+    script.says(3, done(1, chunks=3), done(2, chunks=3))
+    script.says(2, Stored([B]))
+    script.says(3, Stored([B]))
+    script.says(1, Leave(B))
+    assert not script.state.swarms
+    check(script.state)
+
+
+def test_who_learns_better_about_a_blobs_size_goes_to_those_who_say_the_same() -> None:
+    script = Script(1, 2, 3)
+    script.says(1, joining(chunks=50))
+    script.says(2, joining(chunks=3))
+    script.says(1, joining(chunks=3))
+    assert [sorted(swarm.members) for swarm in script.state.swarms.values()] == [[peer(1), peer(2)]]
+    script.says(3, joining(chunks=3))
+    assert len(script.state.swarms) == 1
+    check(script.state)
 
 
 def test_a_lying_agent_refutes_nothing_by_itself() -> None:

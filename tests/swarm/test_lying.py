@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -12,18 +11,19 @@ import pytest
 import trio
 
 from p2pdist.core.chunkmap import MIN_CHUNK_BYTES
-from p2pdist.core.reputation import Offence
 from p2pdist.errors import P2PDistError
 from tests.nodes import FakeOrigin, Node, connect_all, eventually, running, running_scheduler
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
-    from p2pdist.core.types import Digest, PeerId
+    from p2pdist.core.types import Digest
 
 CHUNK = MIN_CHUNK_BYTES
 BLOB = random.Random(6).randbytes(32 * CHUNK + 77)
 HONEST = 5
+MAX_COPIES = 3
+"""Of the registry's bytes: measured 1.3 to 2.4."""
 
 
 class LyingOrigin(FakeOrigin):
@@ -53,7 +53,7 @@ async def rollout(honest: list[Node], liar: Node, digest: Digest) -> None:
 
 
 @pytest.mark.parametrize("scheduled", [False, True], ids=["alone", "scheduled"])
-async def test_a_lying_lease_holder_misleads_all_and_all_end_right_and_most_know_who_it_was(
+async def test_a_lying_lease_holder_misleads_all_and_all_end_right_and_know_who_it_was(
     scheduled: bool, quick_clock: MockClock
 ) -> None:
     origin, wrong = FakeOrigin(), LyingOrigin()
@@ -61,9 +61,9 @@ async def test_a_lying_lease_holder_misleads_all_and_all_end_right_and_most_know
     digest = origin.add_blob(BLOB)
     wrong.add_blob(BLOB)
     async with AsyncExitStack() as stack:
-        address = None
+        server = address = None
         if scheduled:
-            _, address, _ = await stack.enter_async_context(running_scheduler())
+            server, address, _ = await stack.enter_async_context(running_scheduler())
         honest = [Node(number, origin, scheduler=address) for number in range(1, 1 + HONEST)]
         liar = Node(99, wrong, scheduler=address)
         for node in (*honest, liar):
@@ -76,11 +76,11 @@ async def test_a_lying_lease_holder_misleads_all_and_all_end_right_and_most_know
         with trio.fail_after(200):
             await rollout(honest, liar, digest)
         assert wrong.egress_bytes, "it fetched nothing: the test shows nothing"
-        blamed: Counter[PeerId] = Counter()
         for node in honest:
             assert await node.read_blob(digest) == BLOB
-            assert set(node.machine.book.reputation.bans) <= {Offence.FALSE_CHECKSUM, Offence.CORRUPT}
-            blamed.update(list(node.machine.book.reputation.records))
-        # Some may have heard of a wrong chunk from another first; that bans, if at all, by one and for a short time.
-        assert blamed.most_common(1)[0][0] == liar.peer_id
-        assert origin.egress_bytes < HONEST * len(BLOB), "each did the work for itself"
+            # Those that had believed the liar are not to blame.
+            assert set(node.machine.book.reputation.banned(trio.current_time())) <= {liar.peer_id}
+        assert any(node.machine.book.reputation.records for node in honest)
+        assert server is None or server.state.reports.out == {liar.peer_id}
+        # A copy for all, the search, and what rested on the liar's word again; each for itself it was four.
+        assert origin.egress_bytes < MAX_COPIES * len(BLOB)
