@@ -26,6 +26,7 @@ from p2pdist.identity.credentials import stranger
 from p2pdist.identity.keeper import Files, FilesKeeper, JoinedKeeper, files_of
 from p2pdist.joining import keeper_of
 from scheduler.config import SchedulerConfig
+from scheduler.doorway import Doorway
 from scheduler.server import SchedulerServer
 from tests.identities import make_authority, pem_of
 from tests.nodes import eventually
@@ -283,6 +284,26 @@ def test_files_that_somebody_replaced_are_read_without_a_signal_and_the_trouble_
     keeper.look()
     assert keeper.identity.credential is not first
     assert not keeper.trouble
+
+
+def test_a_scheduler_reads_replaced_files_without_a_signal_too(ours: Authority, tmp_path: Path) -> None:
+    files = Files(tmp_path / "ca.pem", tmp_path / "cert.pem", tmp_path / "key.pem")
+
+    def put() -> None:
+        pem, key = pem_of(ours, "s", "scheduler")
+        for path, data in ((files.authority, ours.certificate), (files.certificate, pem), (files.key, key)):
+            path.write_bytes(data)
+
+    put()
+    doorway = Doorway(SchedulerConfig(ca_file=files.authority, cert_file=files.certificate, key_file=files.key))
+    assert doorway.identity is not None
+    first = doorway.identity.credential
+    put()
+    doorway.look()
+    assert doorway.identity.credential is not first
+    files.key.write_bytes(b"no key")
+    doorway.look()
+    assert doorway.standing().state == "not-renewed"
 
 
 def test_the_files_of_another_pki_go_together(tmp_path: Path) -> None:
