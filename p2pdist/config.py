@@ -458,7 +458,9 @@ class AgentConfig:
     origin_limit: Rate = setting(
         0, "Most that is fetched of blobs from origins per second, alike.", flag="--origin-limit", shown="none"
     )
-    degree: int = setting(20, "Peers that the agent keeps connections to.", low=2, high=200)
+    degree: int = setting(
+        20, "Peers that the agent keeps connections to; without a scheduler up to four times as many.", low=2, high=200
+    )
     max_connections: int = setting(
         2048,
         "Open connections to the mirror; beyond them the idle, the silent and the slow make room.",
