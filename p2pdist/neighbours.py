@@ -124,6 +124,7 @@ class Neighbourhood:
 
     def _found(self, bytes_per_s: int) -> None:
         """Take over what the uplink carries, 0 where it is not slow."""
+        self.exchange.machine.hold_to(bytes_per_s)
         if not bytes_per_s:
             self._found_limit = None
         elif self._found_limit is None:

@@ -249,7 +249,7 @@ class Leasing:
     def _behind(self, progress: Progress) -> bool:
         """Return whether our way out is too slow for one more chunk of this blob, which another member may fetch."""
         state = self._state
-        each_s = state.slow_s
+        each_s = state.leaving_s
         idle = state.now - state.sent_at > max(RESTING_S, 2 * each_s)
         if not each_s or idle or len(self.swarm_of(progress)) < 2:
             return False

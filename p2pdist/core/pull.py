@@ -77,6 +77,10 @@ class PullMachine:
         self.state.settings = settings
         self._taking.limit()
 
+    def hold_to(self, bytes_per_s: int) -> None:
+        """Take note that our way out carries no more than this; 0: that it is not known to be slow."""
+        self.state.held_to_bytes_per_s = bytes_per_s
+
     def handle(self, event: ev.Event, now: float) -> list[ev.Command]:
         """Take in what happened at `now` (monotonic seconds) and return what to do, in order.
 

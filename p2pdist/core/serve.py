@@ -94,7 +94,7 @@ class Giving:
 
     def _slots(self) -> int:
         """Return how many chunks to give at a time: fewer where the way out is slow."""
-        most, each_s = self._state.settings.upload_slots, self._state.slow_s
+        most, each_s = self._state.settings.upload_slots, self._state.leaving_s
         return max(1, min(most, int(COPY_S / each_s))) if each_s else most
 
     def _choose(self) -> Peer | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from p2pdist.core.chunkmap import MIN_CHUNK_BYTES
 from p2pdist.core.events import Send
 from p2pdist.core.peerbook import PeerBook
 
@@ -76,11 +77,19 @@ class SwarmState:
     """Grows with each chunk that a peer says it has gained."""
     slow_s: float = 0.0
     """What each chunk takes of our way out, where that is much slower than what the peers gain; else 0."""
+    held_to_bytes_per_s: int = 0
+    """What our way out carries, where a queue before it has shown that sooner than chunks could; else 0."""
     sent_at: float = float("-inf")
     """When the last chunk had left."""
     helped_at: float = 0.0
     """When somebody last helped: a chunk came from a peer, or the scheduler leased one to us."""
     _wanted: list[Progress] | None = None
+
+    @property
+    def leaving_s(self) -> float:
+        """What a chunk takes of our way out where that is slow; 0 where it is not."""
+        held_to = self.held_to_bytes_per_s
+        return max(self.slow_s, MIN_CHUNK_BYTES / held_to) if held_to else self.slow_s
 
     def wanted(self) -> list[Progress]:
         """Return the pulls that go on, in the order started."""

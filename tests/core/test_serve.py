@@ -166,6 +166,14 @@ def test_who_sends_much_slower_than_peers_gain_gives_fewer_chunks_at_a_time(
     assert leave(script, 20, each_s, gained=gained)[-1] == slots
 
 
+def test_a_way_out_that_is_known_to_be_slow_is_not_filled_until_chunks_show_it() -> None:
+    script, _ = seeding(2, chunks=500)
+    script.machine.hold_to(CHUNK // 2)
+    assert leave(script, 4, 0.0, gained=0)[-1] == 1
+    script.machine.hold_to(0)
+    assert leave(script, 4, 0.0, gained=0)[-1] == 2
+
+
 def test_a_way_out_that_was_slow_stays_so_while_all_wait_for_it() -> None:
     script, _ = seeding(2, chunks=500)
     leave(script, 10, 1.0, gained=10)
