@@ -48,11 +48,10 @@ class Fetches:
         if peer not in self._unreliable and several < MAX_PER_PEER:
             self._fetches[index] = _Fetch(peer, now, now)
 
-    def drop(self, peer: PeerId, chunks: int = -1) -> None:
-        """Forget what a peer fetches of the set `chunks`: of all, if it is not given."""
-        if self._fetches:
-            for at in [at for at, fetch in self._fetches.items() if fetch.peer == peer and chunks >> at & 1]:
-                del self._fetches[at]
+    def drop(self, peer: PeerId, chunks: int = -1) -> list[float]:
+        """Forget what a peer fetches of the set `chunks`: of all, if it is not given; return since when it did."""
+        gone = [at for at, fetch in self._fetches.items() if fetch.peer == peer and chunks >> at & 1]
+        return [self._fetches.pop(at).since for at in gone]
 
     def peers(self, now: float) -> list[PeerId]:
         """Return who fetches, once for each chunk."""

@@ -158,7 +158,8 @@ class Hearing:
 
     def _holds(self, progress: Progress, peer: Peer, bits: int) -> None:
         """Count a peer's chunks."""
-        progress.fetches.drop(peer.peer_id, bits)
+        for since in progress.fetches.drop(peer.peer_id, bits):
+            self._leasing.took(peer.peer_id, self._state.now - since)
         progress.add_holder(bits)
         if progress.news(bits):
             progress.progress_at = self._state.now

@@ -60,6 +60,10 @@ limits each connection."""
 REACH_PER_MEMBER = 2
 """Without a scheduler: how many chunks past the first that nobody has or fetches may be fetched, per member; and no
 more than twice as many as may be fetched now, for some owners may be slow to begin."""
+SLOW_S = 1.0
+SLOW_FACTOR = 4
+"""Without a scheduler: whose fetches take so many times as long as those of most, and longer than this, fetches no
+more. All members see the same times."""
 STEP_IN_S = 3.0
 """Without a scheduler: the next in rank fetches a chunk that nobody has got for so long."""
 LEFT_ALONE = 6
@@ -115,6 +119,7 @@ class _Request:
     renewed_at: float
     left: int
     """Chunks still to come."""
+    begun_at: float
 
 
 class Leasing:
@@ -130,6 +135,8 @@ class Leasing:
         self._elsewhere = 0
         """Fetches of others, when that was looked at last."""
         self._rate = Rate()
+        self._took: dict[PeerId, float] = {}
+        """Seconds that a fetch of each member takes lately."""
         self._due: set[tuple[Digest, int]] = set()
         """Chunks whose fetch, leased or not, the scheduler is to hear the end of."""
         self._granted: set[tuple[Digest, int]] = set()
@@ -165,6 +172,22 @@ class Leasing:
             return frozenset((me,))
         peers = self._state.book.peers.values()
         return frozenset((me, *(peer.peer_id for peer in peers if progress.blob in peer.wants and not peer.mute)))
+
+    def took(self, member: PeerId, seconds: float) -> None:
+        """Note what a fetch of a member's, ours too, has taken."""
+        self._took[member] = 0.7 * self._took.get(member, seconds) + 0.3 * seconds
+
+    def gone(self, member: PeerId) -> None:
+        """Forget a peer that has gone."""
+        self._took.pop(member, None)
+
+    def _able(self, swarm: frozenset[PeerId]) -> frozenset[PeerId]:
+        """Return those of a swarm that fetch: whoever takes much longer than most leaves it to the others."""
+        times = sorted(self._took[member] for member in swarm if member in self._took)
+        if len(times) < MANY:
+            return swarm
+        most_s = max(SLOW_S, SLOW_FACTOR * times[len(times) // 2])
+        return frozenset(member for member in swarm if self._took.get(member, 0.0) <= most_s)
 
     def elders_and(self, peer: Peer, progress: Progress) -> frozenset[PeerId]:
         """Return this peer and all members that it must have known when it fetched what it has now.
@@ -217,7 +240,9 @@ class Leasing:
     def vouches(self, peer: PeerId, progress: Progress, index: int, swarm: frozenset[PeerId]) -> bool:
         """Return whether this peer's word on a chunk counts: that of one who is to have it from the origin."""
         ranks = 2 if len(swarm) >= MANY else 1
-        return peer in swarm and rank_of(peer, progress.blob, index, swarm) < ranks
+        return peer in swarm and any(
+            rank_of(peer, progress.blob, index, fetching) < ranks for fetching in (swarm, self._able(swarm))
+        )
 
     def leased(self, message: Lease) -> None:
         """Take in a lease of the scheduler's: fetch, or give it back."""
@@ -306,6 +331,8 @@ class Leasing:
         """Note that a chunk, or a manifest, was fetched."""
         if taken_s is not None:
             self._rate.measured(size_bytes, taken_s)
+        if (request := self._fetching.get((blob, index))) is not None:
+            self.took(self._state.peer_id, self._state.now - request.begun_at)
         self._end(blob, index)
 
     def failed(self, event: FetchFailed) -> None:
@@ -363,7 +390,7 @@ class Leasing:
             if (blob, index) not in self._fetching:
                 new.append(index)
         for run in runs_of(new):
-            request = _Request(now, len(run))
+            request = _Request(now, len(run), now)
             self._requests += 1
             for index in run:
                 self._fetching[blob, index] = request
@@ -416,7 +443,9 @@ class Leasing:
         """Fetch a chunk of a member that has many left, if there is one for which we come next."""
         left: dict[PeerId, int] = {}
         ours: list[tuple[Progress, int, PeerId]] = []
-        crowds = [(progress, self.swarm_of(progress), self._free(progress)) for progress in self._state.wanted()]
+        crowds = [
+            (progress, self._able(self.swarm_of(progress)), self._free(progress)) for progress in self._state.wanted()
+        ]
         crowds = [crowd for crowd in crowds if len(crowd[1]) >= MANY and self._may_fetch(crowd[0], settled=True)]
         most = TAIL_PER_MEMBER * max((len(swarm) for _, swarm, _ in crowds), default=0)
         if sum(free.bit_count() for _, _, free in crowds) > most:
@@ -453,7 +482,7 @@ class Leasing:
 
     def _fetch_own(self, progress: Progress, within: int) -> None:
         """Fetch chunks of the set `within` that are ours, in order."""
-        swarm = self.swarm_of(progress)
+        swarm = self._able(self.swarm_of(progress))
         while (index := self._own_chunk(progress, swarm, within)) is not None:
             if self._requests >= self._most(progress, swarm, index):
                 return
@@ -466,7 +495,7 @@ class Leasing:
         Blob by blob, whoever has many chunks of the first comes to those of the second last, and all readers of the
         second wait for them: of three blobs read at once, two stood still for 15 of 24 seconds.
         """
-        swarms = [(progress, self.swarm_of(progress)) for progress in read]
+        swarms = [(progress, self._able(self.swarm_of(progress))) for progress in read]
         crowds = [(progress, swarm) for progress, swarm in swarms if len(swarm) > 1]
         while True:
             nexts = [
@@ -513,6 +542,8 @@ class Leasing:
         if len(swarm) == 1:
             return lowest(free & progress.window or free)
         patience = int((state.now - progress.progress_at) / STEP_IN_S)
+        if not patience and state.peer_id not in swarm:
+            return None
         reach = REACH_PER_MEMBER * len(swarm)
         if not patience:
             reach = min(reach, 2 * (TOGETHER - self._requests - self._elsewhere))

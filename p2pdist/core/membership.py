@@ -80,6 +80,7 @@ class Membership:
         if not self._state.book.peers and not self._state.book.is_banned(peer_id, self._state.now):
             self._leasing.lost_all()
         self._giving.lost(peer)
+        self._leasing.gone(peer_id)
         for blob in list(peer.shared):
             self.unhold(peer, blob)
         for progress in self._state.wanted():

@@ -20,6 +20,7 @@ from p2pdist.core.lease import (
     RENEW_S,
     RESTING_S,
     SETTLE_S,
+    SLOW_S,
     STEP_IN_S,
     TAIL_PER_MEMBER,
     TOGETHER,
@@ -414,6 +415,38 @@ def test_one_member_that_says_it_fetches_all_does_not_keep_the_others_from_it() 
     script.connect(12)
     script.says(12, share(size=200 * CHUNK), *(Renew(B, index) for index in range(150, 200)))
     assert fetches(script.tick(SETTLE_S)) != []
+
+
+def crowd_that_fetched(*seconds: float) -> Script:
+    """A swarm without a scheduler, whose members 2, 3, ... have each fetched a chunk, in so many seconds."""
+    script = Script()
+    numbers = range(2, 2 + len(seconds))
+    script.connect(*numbers)
+    script.start(200)
+    for number in numbers:
+        script.says(number, share(size=200 * CHUNK), Renew(B, 200 - number))
+    for number, taken_s in sorted(zip(numbers, seconds, strict=True), key=lambda each: each[1]):
+        script.now = taken_s
+        script.says(number, have(200 - number))
+    return script
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.5], ids=["like the others", "much longer"])
+def test_whose_fetches_take_much_longer_than_those_of_most_leaves_it_to_the_others(seconds: float) -> None:
+    script = crowd_that_fetched(0.3, 0.3, 0.4, seconds)
+    most, all_members = [ME, *map(peer, range(2, 5))], [ME, *map(peer, range(2, 6))]
+    theirs = [index for index in range(190) if holder_of(B, index, all_members) == peer(5)]
+    index = next(index for index in theirs if holder_of(B, index, most) == ME)
+    script.says(2, share([other for other in range(200) if other != index], size=200 * CHUNK))
+    assert fetches(script.tick(SETTLE_S + 2.5)) == ([index] if seconds > SLOW_S else [])
+
+
+def test_who_is_slow_itself_fetches_nothing_unless_nobody_does() -> None:
+    script = crowd_that_fetched(0.2, 0.2, 0.2)
+    (index, *_) = fetches(script.tick(SETTLE_S))
+    script.now = SETTLE_S + SLOW_S + 0.3
+    assert fetches(script.arrives(None, index)) == []
+    assert fetches(script.tick(script.now + STEP_IN_S)) != []
 
 
 def test_an_agent_stays_within_reach_of_what_the_swarm_has() -> None:
