@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the origin says of a manifest, asked once for all who want to know, and how fresh a tag must be.
 
-Owns: the answers about tags and digests that hold for `tag_ttl_s`, the questions to the scheduler (so that one agent
-asks for the cluster), and the last answers that the tag policies `stale-if-error` and `pinned` live on. Refuses to
+Owns: the answers about tags and digests that hold for `tag_ttl_s`, the questions to the scheduler (so that two agents
+ask for the cluster), and the last answers that the tag policies `stale-if-error` and `pinned` live on. Refuses to
 take a tag from a peer. Without a scheduler every agent asks for itself, by HEAD and only if what it knows has changed.
 
 Invariants: only what anybody may read is asked for through the scheduler; an answer to one caller is no other's.
@@ -196,7 +196,7 @@ class Resolver:
             asking.answered.set()
 
     async def _ask(self, asking: _Question, who: Caller | None, known: ManifestInfo | None) -> ManifestInfo:
-        """Ask by way of the scheduler, so that one agent asks for all; by ourselves where that brings nothing."""
+        """Ask by way of the scheduler, so that two agents ask for all; by ourselves where that brings nothing."""
         if who is None and self.tracker is not None and self.together(asking.repository):
             with trio.move_on_after(TAG_TRIES_S):
                 while self.scheduled:

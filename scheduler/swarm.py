@@ -192,7 +192,7 @@ class SchedulerState:
             case Resolve() if peer in self.reports.out:
                 return [(peer, Resolved(message.number, "", "", 0))]
             case Resolve():
-                return self._tags.resolve(peer, message, now)
+                return self._tags.resolve(peer, message, now, self._place(peer))
             case Resolved():
                 return self._tags.resolved(peer, message, now)
             case View():

@@ -220,9 +220,9 @@ async def test_a_tag_whose_scheduler_dies_is_asked_of_the_other(quick_clock: Moc
         home = both.home(f"{repository}:v1")
         for node in nodes:
             nursery.start_soon(node.resolve, "v1")
-        await eventually(lambda: origin.count("head_manifest") == 1)
+        await eventually(lambda: origin.count("head_manifest") == 2)
         both.kill(home)
         other = both.servers[1 - home].state
-        await eventually(lambda: bool(other._tags._tags) and origin.count("head_manifest") == 2)
+        await eventually(lambda: bool(other._tags._tags) and origin.count("head_manifest") == 4)
         origin.gate.set()
-    assert origin.count("head_manifest") == 2
+    assert origin.count("head_manifest") == 4

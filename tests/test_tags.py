@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -160,7 +161,7 @@ async def test_a_tag_that_is_not_there_is_said_so(node: Node, origin: FakeOrigin
             await node.manifest("nothing")
 
 
-async def test_with_a_scheduler_one_node_asks_for_all(quick_clock: MockClock) -> None:
+async def test_with_a_scheduler_two_nodes_ask_for_all(quick_clock: MockClock) -> None:
     origin = FakeOrigin()
     digest = origin.add_image("v1", [LAYER])
     async with (
@@ -174,7 +175,24 @@ async def test_with_a_scheduler_one_node_asks_for_all(quick_clock: MockClock) ->
 
         for node in nodes * 3:
             nursery.start_soon(one, node)
-    assert origin.count("head_manifest") == 1
+    assert origin.count("head_manifest") == 2
+
+
+async def test_a_node_that_lies_about_a_tag_misleads_no_other(quick_clock: MockClock) -> None:
+    origin, wrong = FakeOrigin(), FakeOrigin()
+    digest = origin.add_image("v1", [LAYER])
+    other = wrong.add_image("v1", [LAYER[:-1]])
+    async with running_scheduler() as (_, address, _scope):
+        liar = Node(9, wrong, scheduler=address)
+        honest = [Node(number, origin, scheduler=address) for number in (1, 2, 3)]
+        with ExitStack() as stack:
+            for node in (liar, *honest):
+                stack.callback(node.store.close)
+            async with running(liar, *honest):
+                await eventually(lambda: all(node.uses(1) for node in (liar, *honest)))
+                assert (await liar.resolve("v1")).digest == other
+                for node in honest:
+                    assert (await node.resolve("v1")).digest == digest
 
 
 async def test_what_the_origin_refuses_one_node_is_refused_to_all_for_a_moment(quick_clock: MockClock) -> None:
@@ -183,7 +201,7 @@ async def test_what_the_origin_refuses_one_node_is_refused_to_all_for_a_moment(q
         for node in nodes:
             with pytest.raises(NotFoundAtOrigin):
                 await node.resolve("nothing")
-        assert origin.count("head_manifest") == 1
+        assert origin.count("head_manifest") == 2
 
 
 @pytest.mark.parametrize(

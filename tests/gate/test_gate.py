@@ -156,7 +156,7 @@ async def test_one_who_hangs_up_during_a_check_leaves_the_others_their_answer(
         assert await pull(node, OPEN, digest) == LAYER
 
 
-async def test_with_a_scheduler_one_node_proves_for_all(
+async def test_with_a_scheduler_two_nodes_prove_for_all(
     origin: RightsOrigin, stores: list[MemoryStore], quick_clock: MockClock
 ) -> None:
     digest = origin.add(OPEN, "v1", LAYER, ANYBODY)
@@ -166,7 +166,7 @@ async def test_with_a_scheduler_one_node_proves_for_all(
             await eventually(lambda: all(node.machine.state.scheduled for node in nodes))
             for node in nodes:
                 assert await pull(node, OPEN, digest) == LAYER
-    assert [request[0] for request in origin.requests].count("head") == 1
+    assert [request[0] for request in origin.requests].count("head") == 2
 
 
 # ----------------------------------------------------------- content of another

@@ -378,14 +378,16 @@ def test_only_so_many_stored_blobs_are_remembered_but_all_pulls_end(monkeypatch:
 
 
 def test_tags_are_passed_on() -> None:
-    script = Script(1, 2)
+    script = Script(1, 2, 3)
     question = Resolve(1, "r", "repository", "tag")
     assert script.says(1, question) == [(1, Ask(1))]
-    script.says(2, question)
-    assert script.says(1, Resolved(1, B, "m", 5)) == [(2, Resolved(1, B, "m", 5))]
-    script.says(1, Resolve(2, "r", "repository", "other"))
-    script.says(2, Resolve(3, "r", "repository", "other"))
-    assert script.gone(1) == [(2, Ask(3))]
+    assert script.says(2, question) == [(2, Ask(1))]
+    script.says(3, question)
+    script.says(1, Resolved(1, B, "m", 5))
+    assert script.says(2, Resolved(1, B, "m", 5)) == [(3, Resolved(1, B, "m", 5))]
+    for number in (1, 2, 3):
+        script.says(number, Resolve(2, "r", "repository", "other"))
+    assert script.gone(1) == [(3, Ask(2))]
     assert script.tick(8.0) == []
 
 
