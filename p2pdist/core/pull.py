@@ -71,6 +71,8 @@ class PullMachine:
         self._hearing = Hearing(self.state, self._leasing, self._giving, self._membership)
         self._orders = 0
         self._flushed_at = 0.0
+        self._gained_at = float("-inf")
+        """When the last chunk of any blob came."""
 
     def tune(self, settings: PullSettings) -> None:
         """Take other limits; what is on its way goes on."""
@@ -295,7 +297,7 @@ class PullMachine:
         if progress is None or progress.have >> index & 1:
             return
         progress.gain(index, progress.own[index])
-        progress.progress_at = self.state.now
+        progress.progress_at = self._gained_at = self.state.now
         self._taking.cancel_copies(progress, index)
         self._offer(progress, index)
         if index not in progress.senders and not self.state.scheduled:
@@ -416,14 +418,18 @@ class PullMachine:
         self._fail_if_hopeless(progress, GIVE_UP_S if erring_s < ERROR_GIVE_UP_S else 0.0)
 
     def _fail_if_hopeless(self, progress: Progress, limit_s: float = GIVE_UP_S) -> None:
-        """End a pull that neither the origin nor any peer can finish: it has gained nothing for `limit_s`."""
+        """End a pull that neither the origin nor any peer can finish: it has gained nothing for `limit_s`.
+
+        While others gain, it may be waiting for its turn on a slow link.
+        """
         if progress.inflight or progress.checking or progress.complete:
             return
         if progress.held & ~progress.have:
             limit_s = GIVE_UP_S
         elif progress.final:
             limit_s = SETTLE_S if self.book.peers else 0.0
-        if self.state.now - progress.progress_at >= limit_s:
+        gained_at = progress.progress_at if limit_s < GIVE_UP_S else max(progress.progress_at, self._gained_at)
+        if self.state.now - gained_at >= limit_s:
             causes = progress.causes or [TransferTimeout(f"nothing arrived for {GIVE_UP_S:.0f} s")]
             self._drop_blob(progress.blob)
             self.state.out.append(ev.Fail(blob=progress.blob, causes=causes))

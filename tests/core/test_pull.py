@@ -519,6 +519,18 @@ def test_a_pull_that_gains_nothing_for_a_minute_fails() -> None:
     assert failed(script.tick(GIVE_UP_S)) == ["refused"]
 
 
+def test_a_pull_that_waits_for_its_turn_while_another_gains_does_not_fail() -> None:
+    script = scheduled(2)
+    script.says(2, share(range(4), wants=False))
+    script.start(blob=digest(2))
+    script.machine.blobs[B].retry_at = 1000.0
+    script.now = GIVE_UP_S - 1
+    script.arrives(None, 0, blob=digest(2))
+    script.on(ev.ChunkWritten(blob=digest(2), index=0))
+    assert failed(script.tick(2 * GIVE_UP_S - 1.1)) == []
+    assert len(failed(script.tick(2 * GIVE_UP_S - 1))) == 1
+
+
 def test_a_pull_that_nobody_answers_fails_with_a_time_out() -> None:
     script = scheduled(2)
     script.says(2, share(range(4), wants=False))
