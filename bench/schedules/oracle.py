@@ -295,6 +295,9 @@ class Watch:
                 waiting += schedule.nodes * LEASES
             elif fault.kind in ("parted", "stalls") or (fault.kind in SCHEDULER_KINDS and not schedule.mdns):
                 copies += schedule.nodes
+            elif fault.kind == "slow link":
+                # It fetches for itself after a while, and what it was leased lapses: others fetch that, and it again.
+                copies += 2 * len(fault.nodes)
             elif fault.kind not in LIAR_KINDS or fault.kind == "corrupts":
                 copies += len(fault.nodes)
         return copies * sum(blob.count for blob in blobs) + waiting
