@@ -7,8 +7,8 @@ chunks done; it never decides a transfer between peers. All state is soft: after
 back from the agents' Join and Stored.
 
 Invariants: a chunk is leased to at most one member at a time; a chunk that a member has is not
-leased; none is leased past what the registry's pace says, and CROWD_LEASES; a swarm with a chunk to lease is in its
-registry's line.
+leased; of leases whose holders are not silent no more are out than the registry's pace says for so large a swarm; a
+swarm with a chunk to lease is in its registry's line.
 """
 
 from __future__ import annotations

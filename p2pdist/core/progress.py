@@ -61,8 +61,7 @@ class Progress:
         self.orphans: dict[int, float] = {}
         """Those of them that no neighbour has, and since when."""
         self.disputed: dict[int, tuple[PeerId, Checksum, float]] = {}
-        """Chunks of which a peer says something else than what is settled on no certain word: who, what, and since
-        when."""
+        """Chunks of which a peer contradicts what is settled on no certain word: who, what, and since when."""
         self.unweighed: dict[int, Checksum] = {}
         """What the scheduler has said since the check of the whole blob began, ..."""
         self.withdrawn: list[int] = []
@@ -87,12 +86,9 @@ class Progress:
         """No fetch of our own from the origin before."""
         self.final = False
         """The origin has said that it will never give this."""
-        self.since = 0.0
-        self.progress_at = 0.0
-        self.missing_told_at = 0.0
+        self.since = self.progress_at = self.missing_told_at = self.doubted_at = 0.0
         self.doubted = 0
         """Chunks for which only their senders spoke when that was looked at last."""
-        self.doubted_at = 0.0
 
     def size(self, chunks: ChunkMap) -> None:
         """Learn the blob's cut."""
