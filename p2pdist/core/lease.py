@@ -262,7 +262,7 @@ class Leasing:
             elif progress.checking:
                 # Where the blob is right so is the chunk, else it is read then.
                 self._due.add((blob, index))
-                progress.postponed.append(index)
+                progress.postponed.add(index)
             elif behind:
                 state.out.append(Tell(message=Failed(blob, index, 0)))
             else:
@@ -285,8 +285,8 @@ class Leasing:
 
     def go_on(self, progress: Progress) -> None:
         """Fetch what was leased to us while the blob was checked, which has proved wrong."""
-        postponed, progress.postponed = progress.postponed, []
-        self.fetch(progress, postponed)
+        postponed, progress.postponed = progress.postponed, set()
+        self.fetch(progress, sorted(index for index in postponed if not progress.offered >> index & 1))
 
     def turns(self, progress: Progress, indices: Collection[int]) -> dict[int, int]:
         """Return how many members come before us in reading each of these chunks again, not counting its author.
@@ -382,7 +382,7 @@ class Leasing:
         return chunk_set(run)
 
     def fetch(self, progress: Progress, indices: Iterable[int]) -> None:
-        """Begin to fetch chunks, in ascending order, of which that has not begun: one request for what is adjacent."""
+        """Begin to fetch chunks, ascending, each once, where that has not begun: one request for what is adjacent."""
         blob, now, new = progress.blob, self._state.now, []
         for index in indices:
             if progress.shared:

@@ -66,8 +66,8 @@ class Progress:
         """What the scheduler has said since the check of the whole blob began, ..."""
         self.withdrawn: list[int] = []
         """... of which chunks it has taken back what it had said, ..."""
-        self.postponed: list[int] = []
-        """... and which of them it has leased to us."""
+        self.postponed: set[int] = set()
+        """... and which it has leased to us, perhaps again and again while the check takes long."""
         self.fetches = Fetches()
         self.held = 0
         """Chunks that some connected peer has."""

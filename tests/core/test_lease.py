@@ -205,6 +205,20 @@ def test_a_chunk_leased_twice_is_fetched_once() -> None:
     assert script.ordered(Lease(B, 0, 15000), Lease(B, 0, 15000)) == [fetch(0)]
 
 
+def test_what_is_leased_while_the_blob_is_checked_is_fetched_once_unless_others_vouch_for_it_by_then() -> None:
+    script = Script(scheduled=True)
+    script.connect(2)
+    script.start()
+    script.says(2, share(range(4)))
+    for index in range(4):
+        script.arrives(2, index)
+    script.ordered(*(Lease(B, index, 15000) for index in (3, 2, 1, 3)), checksums(1))
+    assert script.on(ev.BlobRejected(blob=B, indices=[])) == [done(1), fetch(2, count=2)]
+    script.arrives(None, 2)
+    script.arrives(None, 3)
+    assert script.machine._leasing.fetching() == 0
+
+
 def test_a_leased_run_is_one_request_and_each_chunk_is_reported_as_it_comes() -> None:
     script = Script(scheduled=True)
     script.start(have=[2])
