@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 IDLE_TICK_S = 0.5
+FROZEN_S = 2.0
+"""A tick that comes so late is passed over: the process was stopped, or its machine paused. What has come meanwhile is
+taken in first; else this agent would fetch for itself what is here already, and blame its peers."""
 
 ChunkSource = tuple[int, int, int, Callable[[], None]]
 """The descriptor, start, length, and what to call when it is sent."""
@@ -130,12 +133,18 @@ class Exchange:
 
     async def tick(self) -> None:
         """Feed Ticked for as long as it runs, slowly while nothing goes on."""
+        frozen = False
         while True:
             if not self.machine.busy:
                 self._active = trio.Event()
                 with trio.move_on_after(IDLE_TICK_S):
                     await self._active.wait()
+            began = trio.current_time()
             await trio.sleep(TICK_S)
+            # Never two in a row: where each is late, some have to count.
+            frozen = trio.current_time() - began > FROZEN_S and not frozen
+            if frozen:
+                continue
             awaited = self.machine.awaited(trio.current_time())
             received = {peer: self.links[peer].received_bytes for peer in awaited if peer in self.links}
             self.feed(ev.Ticked(received=received))

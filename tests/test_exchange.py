@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
 from p2pdist.core.chunkmap import MIN_CHUNK_BYTES, ChunkMap, to_bytes
+from p2pdist.core.pull import TICK_S, PullMachine
 from p2pdist.core.state import PullSettings
 from p2pdist.core.types import Descriptor, Digest, PeerId
 from p2pdist.core.verify import checksum_of
@@ -36,6 +38,7 @@ from p2pdist.core.wire import (
     span_header,
 )
 from p2pdist.errors import RemoteProtocolError, StoreError
+from p2pdist.exchange import Exchange
 from p2pdist.store.memory import MemoryStore
 from tests.nodes import REPOSITORY, FakeOrigin, Node, eventually, running
 
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from trio.testing import MockClock
+
+    from p2pdist.core.events import Command, Event
 
 CHUNK = MIN_CHUNK_BYTES
 BLOB = random.Random(7).randbytes(6 * CHUNK + 5)
@@ -377,3 +382,23 @@ async def test_a_message_that_only_agents_send_is_the_schedulers_breach_of_the_p
 ) -> None:
     with pytest.raises(RemoteProtocolError):
         node.exchange.scheduler_said(Grant(1))
+
+
+async def test_a_tick_that_comes_late_waits_for_what_came_meanwhile_but_once(mock_clock: MockClock) -> None:
+    class Busy(PullMachine):
+        ticked = 0
+        busy = True
+
+        def handle(self, event: Event, now: float) -> list[Command]:
+            self.ticked += 1
+            return super().handle(event, now)
+
+    machine = Busy(PeerId("1" * 32), random.Random(0))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Exchange(machine, lambda *_: None).tick)
+        for pause_s, ticked in [(TICK_S, 1), (60.0, 1), (60.0, 2), (60.0, 2), (TICK_S, 3), (TICK_S, 4)]:
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(pause_s)
+            await trio.testing.wait_all_tasks_blocked()
+            assert machine.ticked == ticked
+        nursery.cancel_scope.cancel()

@@ -18,6 +18,7 @@ from p2pdist.core.pull import TICK_S, PullMachine
 from p2pdist.core.reputation import Offence
 from p2pdist.core.state import PullSettings
 from p2pdist.errors import DeniedByOrigin, IntegrityError, OriginError, RemoteProtocolError, StoreError
+from p2pdist.exchange import FROZEN_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,14 +168,21 @@ class Agent(Actor):
 
     def _ticks(self) -> Iterator[float]:
         yield self.rng.uniform(0, TICK_S)
+        began, frozen = self.network.now, False
         while True:
-            awaited = self.machine.awaited(self.network.now)
-            received = {peer: int(self.links[peer].received_bytes) for peer in awaited if peer in self.links}
-            self.feed(ev.Ticked(received=received))
-            self.world.watch.looked(self)
+            frozen = self.network.now - began > FROZEN_S and not frozen
+            if not frozen:
+                self._tick()
             pause_s = TICK_S if self.machine.busy or self.pulls else IDLE_TICK_S
+            began = self.network.now
             # A busy machine's clock: now and then a tick is late by a lot.
             yield pause_s * self.rng.uniform(0.9, 1.2) * (1 if self.rng.random() > 0.005 else 20)
+
+    def _tick(self) -> None:
+        awaited = self.machine.awaited(self.network.now)
+        received = {peer: int(self.links[peer].received_bytes) for peer in awaited if peer in self.links}
+        self.feed(ev.Ticked(received=received))
+        self.world.watch.looked(self)
 
     def _carry_out(self, event: ev.Event, command: ev.Command) -> None:
         match command:
@@ -406,8 +414,9 @@ class Agent(Actor):
             return
         if other.peer_id not in self.links:
             connection = Connection(self.network, self, other)
-            other.admit(connection, self)
+            # First, as a handshake is: what the other says on taking us in comes behind it.
             connection.post(other, Hello(other))
+            other.admit(connection, self)
 
     def admit(self, connection: Connection, peer: Agent) -> None:
         """Take a connection in the place of an earlier one to the same peer, if there is one."""
