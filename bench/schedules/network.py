@@ -82,6 +82,7 @@ class Actor:
         """Grows with each start: what was begun in an earlier life does not go on."""
         self.alive = True
         self.frozen = False
+        self.thawed_at = float("-inf")
         self._inbox: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
     def act(self, action: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
@@ -107,7 +108,7 @@ class Actor:
 
     def thaw(self) -> None:
         """Go on, with all that has arrived meanwhile, in the order it came."""
-        self.frozen = False
+        self.frozen, self.thawed_at = False, self.network.now
         waiting, self._inbox = self._inbox, []
         for action, arguments in waiting:
             self.act(action, *arguments)

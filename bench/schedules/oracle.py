@@ -6,13 +6,13 @@ banned           nothing is taken, and nothing written, of a peer that is banned
 ends right       once what was wrong has ended, every pull of an honest node that is there ends, and ends right
 promise          a pull fails only where, for PROMISE_S, neither the origin nor peers could have given what it lacked
 lease            of each scheduler: no chunk is leased twice at a time; who holds a lease is there; who has died or says
-                 nothing has none left after LEASE_S; what is free goes to who may have it within one tick
+                 nothing has none left after DEAD_S; what is free goes to who may have it within one tick
 egress           nobody fetches what it has, but what peers dispute; the origin gives each byte once, and again only for
-                 what went wrong: a copy of the image for each node hit and each pull that failed, one for each node
-                 where a partition, a lost scheduler without mDNS, or one that got all and gives nothing leaves each
-                 alone, RECHECKS + 1 for each node that
-                 is lied to, LEASES chunks for each node that waits while the origin fails, and one copy where there is
-                 no scheduler: who had all before the others came is not taken at its word (core/lease.py, DOUBTERS)
+                 what went wrong: a copy of the image for each node hit and each pull that failed, two for a scheduler,
+                 one for each node where a partition, a lost scheduler without mDNS, or one that got all and gives
+                 nothing leaves each alone, RECHECKS + 1 for each node that is lied to, LEASES chunks for each node that
+                 waits while the origin fails, for each node what only a frozen one had, and one copy where there is no
+                 scheduler: who had all before the others came is not taken at its word (core/lease.py, DOUBTERS)
 bounded          what an agent keeps in memory, and what waits on a connection, keeps within the limits
 consistent       what a machine believes to have is what the store has; counts are what they count
 protocol         no honest process finds that another honest one broke the protocol, or is banned by it without a cause
@@ -33,7 +33,7 @@ from p2pdist.core.reputation import Offence
 from p2pdist.core.serve import GRANT_TIMEOUT_S
 from p2pdist.errors import DeniedByOrigin, IntegrityError, StoreError
 from scheduler.pace import MEMBER_LEASES
-from scheduler.swarm import LEASE_S, PUSH_S
+from scheduler.swarm import PUSH_S
 
 if TYPE_CHECKING:
     from bench.schedules.agent import Link, Pull
@@ -73,6 +73,8 @@ class Watch:
         self._leases: dict[tuple[str, int], dict[tuple[Digest, int], PeerId]] = {}
         self._absent: dict[str, float] = {}
         """Since when agents are dead or frozen."""
+        self._frozen_chunks = 0
+        """Chunks that only a node had when it was frozen."""
 
     @property
     def _somebody_lies(self) -> bool:
@@ -159,6 +161,12 @@ class Watch:
         hits = (fault for fault in self.world.schedule.faults if fault.at_s <= now and fault.until_s >= since)
         return any(not fault.nodes or agent.number in fault.nodes or fault.kind == "parted" for fault in hits)
 
+    def freezes(self, agent: Agent) -> None:
+        """An agent is about to be frozen."""
+        others = [other.store for other in self.world.agents.values() if other is not agent and other.alive]
+        for digest, here in agent.store.items():
+            self._frozen_chunks += sum(all(index not in store.get(digest, {}) for store in others) for index in here)
+
     def looked(self, agent: Agent) -> None:
         """An agent has ticked."""
         self._ticks += 1
@@ -238,7 +246,9 @@ class Watch:
             held.setdefault(holder, set()).add(id(run))
             if holder not in state.members or holder not in swarm.members:
                 self._fail("lease", f"chunk {index} of {_short(blob)} is leased to one that has gone")
-            if deadline <= now or now - self._absent.get(holder, now) > LEASE_S + DEAD_S + PUSH_S:
+            # One that was frozen ticks before it takes in what came meanwhile, also that a connection has ended.
+            since = now if scheduler.thawed_at == now else self._absent.get(holder, now)
+            if deadline <= now or now - since > DEAD_S + PUSH_S:
                 self._fail("lease", f"chunk {index} of {_short(blob)} is leased to one that has been silent for long")
         counted = {id(run) for _, run in registry.leases.values() if run.counted}
         if registry.runs != len(counted) or any(run.left != runs[id(run)] for _, run in registry.leases.values()):
@@ -287,7 +297,8 @@ class Watch:
         """Return the most chunks that the origin may give: all of them once, and what the faults may cost."""
         schedule, blobs = self.world.schedule, self.world.blobs.values()
         copies: float = 1 + (not schedule.schedulers) + self.failures
-        waiting = 0
+        # Its connections look well: the others wait for it, and each may then fetch for itself what only it has.
+        waiting = schedule.nodes * self._frozen_chunks
         for fault in schedule.faults:
             if fault.kind in ("claims", "poisons", "wrong"):
                 copies += (RECHECKS + 1) * schedule.nodes * max(1, len(fault.nodes))
@@ -298,6 +309,10 @@ class Watch:
             elif fault.kind == "slow link":
                 # It fetches for itself after a while, and what it was leased lapses: others fetch that, and it again.
                 copies += 2 * len(fault.nodes)
+            elif fault.kind in SCHEDULER_KINDS:
+                # Without it what a single node has is read again (core/lease.py, DOUBTERS), and the next life, or the
+                # same one when its agents come back to it, does not know what is where: it leases all once more.
+                copies += 2
             elif fault.kind not in LIAR_KINDS or fault.kind == "corrupts":
                 copies += len(fault.nodes)
         return copies * sum(blob.count for blob in blobs) + waiting

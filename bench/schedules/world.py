@@ -206,6 +206,8 @@ class World(Network):
     def _freeze(self, actor: Agent | Scheduler, fault: Fault) -> None:
         if actor.alive and not actor.frozen:
             life = actor.life
+            if isinstance(actor, Agent):
+                self.watch.freezes(actor)
             actor.freeze()
             if fault.for_s:
                 self.at(fault.until_s, lambda: actor.thaw() if actor.life == life else None)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PER_TEST = 15
+FOUND = (775, 1311, 2663, 3282, 3979)
+"""Seeds beyond these that have found something."""
 CALM = Schedule(seed=1, nodes=4, chunks=(8,), schedulers=1)
 
 
@@ -31,6 +33,11 @@ CALM = Schedule(seed=1, nodes=4, chunks=(8,), schedulers=1)
 def test_whatever_goes_wrong_what_must_hold_holds(first: int) -> None:
     broken = {seed: verdict.what for seed in range(first, first + PER_TEST) if (verdict := play(draw(seed))).invariant}
     assert broken == {}
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_what_once_went_wrong_does_so_no_more(seed: int) -> None:
+    assert play(draw(seed)).what == ""
 
 
 def test_the_same_schedule_plays_the_same() -> None:
