@@ -344,7 +344,8 @@ class SchedulerState:
         """Return the swarm of those who say the same of a blob's size: who lies about it is left to its kind."""
         key, size_bytes = message.blob, message.size_bytes
         swarm, apart = self._swarm(member, key), Digest(f"{key} {size_bytes}")
-        if size_bytes >= 0 and swarm is not None and swarm.size_bytes not in (-1, size_bytes):
+        # With one who calls it empty those who do not know yet would have nothing to lease.
+        if not size_bytes or (size_bytes > 0 and swarm is not None and swarm.size_bytes not in (-1, size_bytes)):
             self._leave(peer, member, key)
             key, swarm = apart, None
         return swarm or self.swarms.get(apart) or self._new_swarm(key, message, now)
@@ -536,7 +537,7 @@ class SchedulerState:
         swarm = self._swarm(self.members[peer], message.blob)
         if swarm is None:
             return []
-        if swarm.leases.get(message.index, ("", 0.0))[0] == peer:
+        if message.size_bytes and swarm.leases.get(message.index, ("", 0.0))[0] == peer:
             self._learn_size(swarm, message.size_bytes)
         if message.size_bytes != swarm.size_bytes:
             return []

@@ -148,8 +148,11 @@ class Hearing:
                 self._state.share_with(peer, progress, reply=False)
 
     def _learn_size(self, progress: Progress, size_bytes: int) -> None:
-        """Learn the size of content of which only the digest was known; one too large is fetched by each for itself."""
-        if progress.chunks is not None or size_bytes < 0:
+        """Learn the size of content of which only the digest was known; one too large is fetched by each for itself.
+
+        That it is empty is nobody's to say but the origin's: there would be nothing to get, and nothing to check.
+        """
+        if progress.chunks is not None or size_bytes <= 0:
             return
         if size_bytes <= MAX_WHOLE_BYTES:
             progress.size(ChunkMap.of(size_bytes))

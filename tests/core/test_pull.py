@@ -422,6 +422,14 @@ def test_a_peer_that_lies_about_content_without_a_size_is_banned_and_the_others_
     assert script.says(3, Grant(1)) == [take(3, 1, 0)]
 
 
+def test_nobody_is_believed_that_content_without_a_size_is_empty() -> None:
+    script = unsized(2, 3)
+    script.says(2, share(size=0, wants=False))
+    script.ordered(wire.Checksums(B, 0, b"", b""))
+    script.says(3, share([0], size=1000, wants=False))
+    assert script.says(3, Grant(1)) == [take(3, 1, 0)]
+
+
 def test_an_empty_blob_is_a_seed_too() -> None:
     script = unsized(2)
     script.says(2, share(size=-1))

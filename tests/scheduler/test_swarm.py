@@ -539,6 +539,16 @@ def test_who_lies_about_a_blobs_size_is_left_alone_with_that() -> None:
     check(script.state)
 
 
+def test_who_calls_a_blob_empty_keeps_nobody_from_a_lease() -> None:
+    script = Script(1, 2, 3)
+    script.says(1, joining(chunks=0))
+    assert leases(script.says(2, joining(size=-1))) == [(2, 0)]
+    script.says(3, joining(size=-1))
+    script.says(2, Done(B, 0, 0, checksum(0)))
+    assert leases(script.gone(2)) == [(3, 0)]
+    check(script.state)
+
+
 def test_who_learns_better_about_a_blobs_size_goes_to_those_who_say_the_same() -> None:
     script = Script(1, 2, 3)
     script.says(1, joining(chunks=50))
