@@ -274,7 +274,8 @@ class Agent(Actor):
             self.queue.append(ev.PullCancelled(blob=command.blob))
             self._failed(command.blob, [StoreError("no space left on device")])
             return
-        if not pull.blob.sized and command.checksum != pull.blob.checksums[0]:
+        size_bytes = self.machine.blobs[command.blob].size_bytes
+        if not pull.blob.sized and (size_bytes, command.checksum) != (pull.blob.size_bytes, pull.blob.checksums[0]):
             self.queue.append(ev.BlobRejected(blob=command.blob, indices=[0]))
             return
         self.store.setdefault(command.blob, {})[command.index] = command.checksum

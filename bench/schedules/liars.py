@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bench.schedules.agent import ChunkBytes
 from p2pdist.core import wire
-from p2pdist.core.chunkmap import ChunkMap, from_bytes, members, to_bytes
+from p2pdist.core.chunkmap import MIN_CHUNK_BYTES, ChunkMap, from_bytes, members, to_bytes
 from p2pdist.core.packing import unpack_checksums
 from p2pdist.core.verify import checksum_of
 
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
     from bench.schedules.agent import Agent, Link
     from bench.schedules.plan import Fault
     from bench.schedules.world import Blob
-    from p2pdist.core.types import Checksum, PeerId
+    from p2pdist.core.types import Checksum, Digest, PeerId
 
 _GRANT_S = 0.3
+_BOAST_S = 0.3
 
 
 class Liar:
@@ -32,8 +34,12 @@ class Liar:
         self._grants: set[tuple[PeerId, int]] = set()
         """Its own, not its machine's."""
         self._stalled: dict[int, bool] = {}
-        if "claims" in self._ratios:
+        self._sizes: dict[Digest, int] = {}
+        """What it says of each blob's size."""
+        if self._ratios.keys() & {"claims", "resizes"}:
             agent.spawn(self._grant())
+        if "boasts" in self._ratios:
+            agent.spawn(self._boast())
 
     def _does(self, kind: str) -> bool:
         return self._rng.random() < self._ratios.get(kind, 0.0)
@@ -61,15 +67,46 @@ class Liar:
         return checksum_of(f"fake {digest}/{index}".encode())
 
     def says(self, message: wire.Message) -> wire.Message:
-        """Return what it says in the place of what its machine says: it has all of each blob."""
-        if "claims" not in self._ratios or not isinstance(message, wire.Share) or message.size_bytes < 0:
+        """Return what it says to a peer in the place of what its machine says."""
+        if not isinstance(message, wire.Share):
             return message
-        count = ChunkMap.of(message.size_bytes).count
-        have = from_bytes(message.have, count)
-        own = dict(zip(members(have), unpack_checksums(message.checksums, have.bit_count()), strict=True))
-        checksums = [own[index] if have >> index & 1 else self._fake(message.blob, index) for index in range(count)]
-        full = to_bytes((1 << count) - 1, count)
-        return wire.Share(message.blob, message.size_bytes, full, b"".join(checksums), message.wants, "", message.reply)
+        size_bytes = self._size(message.blob, message.size_bytes)
+        claims = "claims" in self._ratios and message.size_bytes >= 0
+        if size_bytes == message.size_bytes and not claims:
+            return message
+        have, checksums = self._shares(message, size_bytes, everything=claims or message.size_bytes < 0)
+        return replace(message, size_bytes=size_bytes, have=have, checksums=checksums, media_type="")
+
+    def tells(self, message: wire.Message) -> wire.Message:
+        """Return what it tells a scheduler in the place of what its machine tells."""
+        if not isinstance(message, wire.Join | wire.Done):
+            return message
+        size_bytes = self._size(message.blob, message.size_bytes)
+        if size_bytes == message.size_bytes:
+            return message
+        if isinstance(message, wire.Done):
+            return replace(message, size_bytes=size_bytes)
+        have, checksums = self._shares(message, size_bytes, everything=False)
+        return replace(message, size_bytes=size_bytes, have=have, checksums=checksums)
+
+    def _size(self, blob: Digest, size_bytes: int) -> int:
+        """Return what it says of a blob's size: always the same, but where it is honest about this blob."""
+        if "resizes" not in self._ratios:
+            return size_bytes
+        if blob not in self._sizes:
+            right = self._agent.world.blobs[blob].size_bytes
+            wrong = self._rng.choice((0, 1, right // 2, right + 1, right + MIN_CHUNK_BYTES))
+            self._sizes[blob] = wrong if self._does("resizes") else -1
+        return size_bytes if self._sizes[blob] < 0 else self._sizes[blob]
+
+    def _shares(self, message: wire.Share | wire.Join, size_bytes: int, *, everything: bool) -> tuple[bytes, bytes]:
+        """Return what it says to have of a blob of this size, and the checksums of that."""
+        known = 0 if message.size_bytes < 0 else ChunkMap.of(message.size_bytes).count
+        bits, cut = from_bytes(message.have, known) if known else 0, ChunkMap.of(size_bytes)
+        own = dict(zip(members(bits), unpack_checksums(message.checksums, bits.bit_count()), strict=True))
+        said = cut.full if everything else bits & cut.full
+        checksums = (own[index] if index in own else self._fake(message.blob, index) for index in members(said))
+        return to_bytes(said, cut.count), b"".join(checksums)
 
     def hears(self, link: Link, message: wire.Message) -> bool:
         """Deal with what concerns its own grants; return whether its machine is not to hear of it."""
@@ -80,7 +117,8 @@ class Liar:
         if isinstance(message, wire.Take):
             answers: list[object] = [ChunkBytes(message.number, self._fake(message.blob, message.index)), None]
             answers += [ChunkBytes(message.number, checksum_of(b"noise")), wire.Refuse(message.number)]
-            answer = self._rng.choice(answers)
+            lies = "claims" in self._ratios or self._sizes.get(message.blob, -1) >= 0
+            answer = self._rng.choice(answers if lies else answers[-1:])
             if answer is not None:
                 late_s = self._agent.world.chunk_s(self._agent)
                 link.connection.post(self._agent, answer, late_s)
@@ -91,7 +129,14 @@ class Liar:
             yield _GRANT_S
             for link in list(self._agent.links.values()):
                 known = self._agent.machine.book.peers.get(link.peer.peer_id)
-                if known is not None and self._does("claims"):
+                if known is not None and (self._does("claims") or self._does("resizes")):
                     number = known.number()
                     self._grants.add((link.peer.peer_id, number))
                     link.connection.post(self._agent, wire.Grant(number))
+
+    def _boast(self) -> Iterator[float]:
+        while True:
+            yield _BOAST_S
+            for line in list(self._agent.tracking.lines.values()):
+                if self._does("boasts"):
+                    line.post(self._agent, wire.Stored(sorted(self._agent.world.blobs)))

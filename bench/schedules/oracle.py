@@ -213,13 +213,15 @@ class Watch:
     # ------------------------------------------------------------ schedulers
 
     def leased(self, scheduler: Scheduler, peer: PeerId, message: wire.Lease) -> None:
-        leases = self._leases.setdefault((scheduler.name, scheduler.life), {})
+        leases, state = self._leases.setdefault((scheduler.name, scheduler.life), {}), scheduler.state
+        # Who says another size of a blob than others is in a swarm of its own.
+        swarm = state._swarm(state.members[peer], message.blob)
+        assert swarm is not None
         for index in range(message.index, message.index + message.count):
-            holder = leases.get((message.blob, index))
-            swarm = scheduler.state.swarms[message.blob]
+            holder = leases.get((swarm.key, index))
             if holder is not None and holder != peer and swarm.leases.get(index, ("", 0.0))[0] == holder:
                 self._fail("lease", f"chunk {index} of {_short(message.blob)} is leased twice")
-            leases[message.blob, index] = peer
+            leases[swarm.key, index] = peer
 
     def looked_at_scheduler(self, scheduler: Scheduler) -> None:
         """A scheduler has ticked."""
@@ -304,7 +306,7 @@ class Watch:
                 copies += (RECHECKS + 1) * schedule.nodes * max(1, len(fault.nodes))
             if fault.kind in ORIGIN_KINDS:
                 waiting += schedule.nodes * LEASES
-            elif fault.kind in ("parted", "stalls") or (fault.kind in SCHEDULER_KINDS and not schedule.mdns):
+            elif fault.kind in ("parted", "stalls", "boasts") or (fault.kind in SCHEDULER_KINDS and not schedule.mdns):
                 copies += schedule.nodes
             elif fault.kind == "slow link":
                 # It fetches for itself after a while, and what it was leased lapses: others fetch that, and it again.
@@ -313,7 +315,8 @@ class Watch:
                 # Without it what a single node has is read again (core/lease.py, DOUBTERS), and the next life, or the
                 # same one when its agents come back to it, does not know what is where: it leases all once more.
                 copies += 2
-            elif fault.kind not in LIAR_KINDS or fault.kind == "corrupts":
+            elif fault.kind not in LIAR_KINDS or fault.kind in ("corrupts", "resizes"):
+                # Who says another size is in a swarm of its own.
                 copies += len(fault.nodes)
         return copies * sum(blob.count for blob in blobs) + waiting
 

@@ -15,9 +15,10 @@ from typing import Any
 ORIGIN_KINDS = ("error", "busy", "refused", "silent", "slow", "wrong", "denied")
 """What a registry does: answers 503; 429 with Retry-After; refuses connections; says nothing; gives a chunk in seconds;
 gives wrong bytes; denies the blob."""
-LIAR_KINDS = ("corrupts", "stalls", "claims", "poisons")
+LIAR_KINDS = ("corrupts", "stalls", "claims", "poisons", "resizes", "boasts")
 """What a peer does that is not honest: damages chunks that it sends; grants and sends nothing; claims chunks that it
-does not have; damages what it fetches, and vouches for it."""
+does not have; damages what it fetches, and vouches for it; says another size of a blob; tells schedulers again and
+again that it has stored all."""
 NODE_KINDS = ("killed", "unplugged", "frozen", "parted", "slow link", "disk full", "evicts", "loses scheduler", "reset")
 """What befalls a node: kill -9 (with `for_s`, it comes back); the same without a word to its peers; SIGSTOP; a
 partition between `nodes` and all others; a link `ratio` times as slow; writes fail; a stored blob goes, and is wanted

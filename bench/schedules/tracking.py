@@ -91,7 +91,8 @@ class Tracking:
 
     def _say(self, name: str, message: wire.Message) -> None:
         if (line := self.lines.get(name)) is not None:
-            line.post(self._agent, message)
+            liar = self._agent.liar
+            line.post(self._agent, message if liar is None else liar.tells(message))
 
     def _carry_out(self, orders: Sequence[Order]) -> None:
         before, self._counts = self._counts, bool(self._roster.counted)
