@@ -295,6 +295,10 @@ class Exchange:
         if isinstance(message, Share | Have):
             self.content.heard(message.blob)
 
+    @property
+    def window_bytes(self) -> int:
+        return self.machine.window_bytes
+
     def chunk_sent(self, peer: PeerId, number: int) -> None:
         self.feed(ev.ChunkSent(peer=peer, number=number))
 

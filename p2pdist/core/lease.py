@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING
 
 from xxhash import xxh3_64_intdigest
@@ -278,9 +280,15 @@ class Leasing:
         idle = state.now - state.sent_at > max(RESTING_S, 2 * each_s)
         if not each_s or idle or len(self.swarm_of(progress)) < 2:
             return False
-        wanted_by_others = {blob for peer in state.book.peers.values() for blob in peer.wants}
-        shared = (other for other in state.wanted() if other.blob in wanted_by_others)
-        alone = sum((other.offered & ~other.held).bit_count() for other in shared)
+        peers = state.book.peers.values()
+        wanted_by_others = {blob for peer in peers for blob in peer.wants}
+        # What only those say they have that never gave us anything has not left yet: one that stalls claims all.
+        givers = [peer.shared for peer in peers if peer.down_bytes and not peer.failures]
+        alone = 0
+        for other in state.wanted():
+            if other.blob in wanted_by_others:
+                passed_on = reduce(or_, (shared.get(other.blob, 0) for shared in givers), 0)
+                alone += (other.offered & ~passed_on).bit_count()
         return (alone + len(self._granted)) * each_s > BEHIND_S
 
     def go_on(self, progress: Progress) -> None:

@@ -79,6 +79,11 @@ class PullMachine:
         self.state.settings = settings
         self._taking.limit()
 
+    @property
+    def window_bytes(self) -> int:
+        """Return what may be unacknowledged when the next frame of a chunk is sent; 0: no matter how much."""
+        return self._giving.way_out.window_bytes
+
     def hold_to(self, bytes_per_s: int) -> None:
         """Take note that our way out carries no more than this; 0: that it is not known to be slow."""
         self.state.held_to_bytes_per_s = bytes_per_s

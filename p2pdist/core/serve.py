@@ -17,6 +17,7 @@ from p2pdist.core.events import CancelSend, SendChunk
 from p2pdist.core.packing import pack_indices
 from p2pdist.core.peerbook import Upload
 from p2pdist.core.reputation import Offence
+from p2pdist.core.way_out import WayOut
 from p2pdist.core.wire import Decline, Grant, Have, Refuse, Take
 
 if TYPE_CHECKING:
@@ -46,16 +47,6 @@ FIRST_GAINS = 4
 """For each so many chunks gained in this pull, one more is sent at a time, up to all slots. While there is little to
 give, its copies leave one by one, so that the first can be passed on early; later, many at a time fill the link though
 some receivers are busy."""
-COPY_S = 1.5
-"""As many chunks are given at a time as leave together within this: all six slots down to 8 Mbit/s for chunks of
-256 KiB. Where the way out is slower, six copies of a chunk left before the next one did, while all waited for what
-only this agent had (docs/performance.md, Slow uplinks)."""
-RECENT = 8
-"""Chunks sent that tell how fast the way out is. A single receiver that is slow must not look like it."""
-OUTPACED, FADING = 4.0, 0.98
-"""The way out counts as slow where each peer gains so many chunks while one leaves, and from then on for some fifty
-chunks: where all wait for what leaves a slow one, they gain little. Among equals they gain one, and many at a time are
-best however long they take."""
 PER_PEER = 2
 """Grants to one peer at a time: the second hides the round trip of the first."""
 
@@ -72,16 +63,12 @@ class Giving:
         self._under_way: set[tuple[PeerId, int]] = set()
         self._usual_s = 0.0
         """What a chunk takes to be sent lately; 0 before the first."""
-        self._leaving: deque[tuple[float, float]] = deque(maxlen=RECENT)
-        """For each chunk sent lately how long it took after the one before, and what a peer gained meanwhile."""
-        self._since = 0.0, 0
-        """When the last chunk had left, or the first began to, and what peers had gained by then."""
-        self._outpaced = 0.0
+        self.way_out = WayOut(state)
 
     def grant(self) -> None:
         """Offer free slots."""
         state = self._state
-        while self.slots_used < self._slots():
+        while self.slots_used < self.way_out.slots:
             peer = self._choose()
             if peer is None:
                 return
@@ -91,11 +78,6 @@ class Giving:
             self.slots_used += 1
             state.counters.grants += 1
             state.answer(peer, Grant(number))
-
-    def _slots(self) -> int:
-        """Return how many chunks to give at a time: fewer where the way out is slow."""
-        most, each_s = self._state.settings.upload_slots, self._state.leaving_s
-        return max(1, min(most, int(COPY_S / each_s))) if each_s else most
 
     def _choose(self) -> Peer | None:
         """Return whom to grant to next, of those that said Room lately if there are such."""
@@ -155,14 +137,14 @@ class Giving:
             upload = self._state.book.peers[peer_id].uploads[number]
             assert upload.blob is not None
             if not self._under_way:
-                self._since = self._state.now, self._state.peers_gained
+                self.way_out.begins()
             self._under_way.add((peer_id, number))
             self._state.out.append(SendChunk(peer=peer_id, number=number, blob=upload.blob, index=upload.index))
 
     def _at_once(self) -> int:
         """Return how many chunks to send at a time: few while we have few."""
         state = self._state
-        most = self._slots()
+        most = self.way_out.at_once
         return min(most, 1 + (state.gains - state.gains_before) // FIRST_GAINS) if state.wanted() else most
 
     def cancelled(self, peer: Peer, number: int) -> None:
@@ -209,20 +191,9 @@ class Giving:
                 state.counters.to_peers += size
                 peer.up_bytes += size
                 if (peer.peer_id, number) in self._under_way:
-                    self._left(counts=size >= MIN_CHUNK_BYTES and not upload.called_off)
+                    self.way_out.left(counts=size >= MIN_CHUNK_BYTES and not upload.called_off)
         self.free(peer, number)
         self.grant()
-
-    def _left(self, *, counts: bool) -> None:
-        """Measure how fast our way out is, by a chunk that has left; one called off, or small, says little."""
-        state, (since, gained) = self._state, self._since
-        self._since, state.sent_at = (state.now, state.peers_gained), state.now
-        if counts:
-            leaving, peers = self._leaving, max(len(state.book.peers), 1)
-            leaving.append((state.now - since, (state.peers_gained - gained) / peers))
-            self._outpaced = max(sum(gains for _, gains in leaving) / len(leaving), FADING * self._outpaced)
-            each_s = sum(taken_s for taken_s, _ in leaving) / len(leaving)
-            state.slow_s = each_s if self._outpaced > OUTPACED else 0.0
 
     def free(self, peer: Peer, number: int) -> None:
         if peer.uploads.pop(number, None) is None:

@@ -15,9 +15,12 @@ frame: the kernel ends a connection whose peer is dead or takes nothing (TCP_USE
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
+import sys
+import termios
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -62,6 +65,8 @@ MAX_FRAME_BYTES = 512 * 1024
 LIMITED_FRAME_S, LEAST_FRAME_BYTES = 0.1, 16 * 1024
 """With a limit it is what that lets pass in this time, from LEAST_FRAME_BYTES to SPAN_BYTES: it leaves at once, and
 what comes behind it waits."""
+WINDOW_S, WINDOW_LOOK_S = 3.0, 0.005
+"""How long to wait until what was sent is acknowledged, and how often to look: 24 KiB in that time are 40 Mbit/s."""
 WAKE_BYTES = 16 * 1024
 """Of less than this nothing is waited for: the reader wakes for each byte."""
 MAX_QUEUED_BYTES = 8 * 1024 * 1024
@@ -92,6 +97,10 @@ class LinkHandler(Protocol):
     def chunk_arrived(self, peer: PeerId, number: int, data: memoryview, checksum: Checksum) -> None: ...
 
     def chunk_sent(self, peer: PeerId, number: int) -> None: ...
+
+    @property
+    def window_bytes(self) -> int:
+        """What may be unacknowledged when the next frame of a chunk is sent; 0: no matter how much."""
 
 
 @dataclass(slots=True)
@@ -530,16 +539,31 @@ class PeerLink:
 
     def _frame_bytes(self) -> int:
         """Return a power of two: chunks are, too, and end with a whole frame. A limit is charged for short ones."""
+        if self._handler.window_bytes:
+            return LEAST_FRAME_BYTES
         if self.limit is not None:
             within = min(int(LIMITED_FRAME_S * self.limit.bytes_per_s), SPAN_BYTES)
             return max(LEAST_FRAME_BYTES, 1 << within.bit_length() - 1 if within else 0)
         fast = min(int(self._rate.bytes_in(FRAME_S)), MAX_FRAME_BYTES)
         return max(SPAN_BYTES, 1 << fast.bit_length() - 1 if fast else 0)
 
+    async def _acknowledged(self) -> None:
+        """Wait until no more is unacknowledged than may be, or for WINDOW_S: then it is the receiver that is slow."""
+        if not self._handler.window_bytes:
+            return
+        with trio.move_on_after(WINDOW_S):
+            while (window := self._handler.window_bytes) and self._unacknowledged() > window:  # noqa: ASYNC110 - of that no event tells
+                await trio.sleep(WINDOW_LOOK_S)
+
+    def _unacknowledged(self) -> int:
+        """Return the bytes in the kernel that the peer has not acknowledged. Raises OSError."""
+        return int.from_bytes(fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
     async def _send_frame(self, job: _Outgoing) -> None:
         """Send the next frame of a chunk; after the last one wait until the socket has all but drained."""
         if not job.cancelled and job.at < job.stop:
             job.began = trio.current_time() if job.began is None else job.began
+            await self._acknowledged()
             stop = min(job.at + self._frame_bytes(), job.stop)
             if not self._drained:
                 await trio.lowlevel.wait_writable(self._sock)
@@ -550,6 +574,7 @@ class PeerLink:
             job.at = stop
             if job.at < job.stop:
                 return
+        await self._acknowledged()
         if job.at < job.stop:
             self.send(Refuse(job.number))
         await trio.lowlevel.wait_writable(self._sock)

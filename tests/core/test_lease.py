@@ -165,6 +165,7 @@ def behind(*, wanted: bool = True, chunks: int = 3) -> Script:
         script.ordered(Lease(B, index, 15000))
         script.arrives(None, index)
     script.machine.state.slow_s, script.machine.state.sent_at = 1.0, script.now
+    script.machine.book.peers[peer(2)].down_bytes = CHUNK
     return script
 
 
@@ -175,6 +176,15 @@ def test_who_is_behind_with_sending_what_it_alone_has_gives_leases_back() -> Non
     assert fetches(script.ordered(Lease(B, 5, 15000))) == [5]
     assert script.ordered(Lease(B, 6, 15000)) != []
     assert script.ordered(Lease(B, 7, 15000)) == [tell(Failed(B, 7, 0))]
+
+
+@pytest.mark.parametrize(("down_bytes", "failures"), [(0, 0), (CHUNK, 1)], ids=["stranger", "stalls"])
+def test_what_a_peer_that_gives_nothing_says_it_has_has_not_left_yet(down_bytes: int, failures: int) -> None:
+    script = behind()
+    known = script.machine.book.peers[peer(2)]
+    known.down_bytes, known.failures = down_bytes, failures
+    script.says(2, have(0, 1, 2))
+    assert script.ordered(Lease(B, 5, 15000)) == [tell(Failed(B, 5, 0))]
 
 
 def test_a_lease_that_nobody_else_can_have_is_not_given_back() -> None:

@@ -21,6 +21,7 @@ from p2pdist.core.serve import (
     UPLOAD_TIMEOUT_S,
     choose,
 )
+from p2pdist.core.way_out import PROOFS
 from p2pdist.core.wire import Cancel, Decline, Grant, Refuse, Room, Take
 from tests.script import CHUNK, B, Script, have, send, share
 from tests.strategies import digest, peer
@@ -261,6 +262,7 @@ def test_a_peer_may_call_off_its_chunk() -> None:
 def starting(*wanting: int, gained: int = 1) -> tuple[Script, list[ev.Command]]:
     """An agent that pulls B, has so many of its 40 chunks, and whose peers have all taken chunk 0."""
     script = Script(upload_slots=6)
+    script.machine._giving.way_out._proofs, script.machine.state.sent_at = PROOFS, script.now
     script.connect(*wanting)
     script.start(40, have=range(gained))
     for number in wanting:

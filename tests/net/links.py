@@ -59,6 +59,7 @@ class Recorder:
     messages: list[Message] = field(default_factory=list)
     chunks: dict[int, tuple[bytes, Checksum]] = field(default_factory=dict)
     sent: list[int] = field(default_factory=list)
+    window_bytes: int = 0
     refuse: type[Message] | None = None
     """Raise RemoteProtocolError for messages of this type."""
     on_message: Callable[[], None] = lambda: None

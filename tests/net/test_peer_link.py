@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import socket
+import sys
+import termios
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -28,6 +31,7 @@ from p2pdist.core.wire import (
 from p2pdist.errors import PeerUnavailable
 from p2pdist.net.peer_link import (
     LEAST_FRAME_BYTES,
+    WINDOW_S,
     ClearChannel,
     PeerLink,
     connect,
@@ -320,6 +324,69 @@ async def test_a_link_that_waits_for_the_limit_can_be_closed(
         await trio.testing.wait_all_tasks_blocked()
         sender.link.close("enough")
         await sender.wait_ended()
+    assert released == {1: 1}
+
+
+# ----------------------------------------------------------------------- window
+
+
+WINDOW_BYTES = 16 * 1024
+
+
+def narrow_pair() -> tuple[socket.socket, socket.socket]:
+    """Return connected sockets of which the second takes in little that is not read."""
+    ours, theirs = socket_pair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    return ours, theirs
+
+
+async def test_with_a_window_no_more_is_unacknowledged_than_it_and_a_frame(chunk_file: int) -> None:
+    ours, theirs = narrow_pair()
+    sender, received = end(ours), bytearray()
+    sender.told.window_bytes = WINDOW_BYTES
+    frames = -(-len(CHUNK) // LEAST_FRAME_BYTES)
+    headers = frames * len(span_header(1, LEAST_FRAME_BYTES))
+    with theirs, trio.fail_after(10):
+        async with running(sender):
+            sender.link.send_chunk(1, chunk_file, 0, len(CHUNK), lambda: None)
+            while len(received) < len(CHUNK) + headers:
+                await trio.lowlevel.wait_readable(theirs)
+                outstanding = int.from_bytes(fcntl.ioctl(ours, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+                assert outstanding <= WINDOW_BYTES + LEAST_FRAME_BYTES + headers
+                received += theirs.recv(2048)
+            await sender.told.until(lambda: sender.told.sent == [1])
+
+
+async def test_a_chunk_counts_as_sent_only_when_the_window_is_free_again(
+    chunk_file: int, mock_clock: trio.testing.MockClock
+) -> None:
+    ours, theirs = narrow_pair()
+    sender = end(ours)
+    sender.told.window_bytes = WINDOW_BYTES
+    with theirs:
+        async with running(sender):
+            sender.link.send_chunk(1, chunk_file, 0, 3 * LEAST_FRAME_BYTES, lambda: None)
+            for _ in range(3):
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                mock_clock.jump(WINDOW_S / 2)
+            assert not sender.told.sent
+            sender.told.window_bytes = 0
+            mock_clock.jump(WINDOW_S)
+            await sender.told.until(lambda: sender.told.sent == [1])
+
+
+async def test_a_link_that_waits_for_its_window_can_be_closed(
+    chunk_file: int, mock_clock: trio.testing.MockClock
+) -> None:
+    (ours, theirs), released = narrow_pair(), Released()
+    sender = end(ours)
+    sender.told.window_bytes = 1
+    with theirs:
+        async with running(sender):
+            sender.link.send_chunk(1, chunk_file, 0, len(CHUNK), released.of(1))
+            await trio.testing.wait_all_tasks_blocked()
+            sender.link.close("enough")
+            await sender.wait_ended()
     assert released == {1: 1}
 
 
