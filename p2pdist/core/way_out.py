@@ -2,8 +2,8 @@
 """How fast chunks leave this agent, and how much of them may be under way at a time. Pure.
 
 A way out that is slow is found in two ways: by what waits before it (core/uplink.py), and here, by chunks: each takes
-long to leave, and peers gain many meanwhile. Until it is known, chunks leave one by one, with little of each
-unacknowledged, and so they do where it is slow: six chunks that waited before 2 Mbit/s held up all that the agent said
+long to leave, and peers gain many meanwhile. Until it is known, chunks leave two by two, with little of each
+unacknowledged, and where it is slow one by one, with less: six chunks that waited before 2 Mbit/s held up all that the agent said
 and received, and it took four to twelve seconds to notice (docs/performance.md, Slow uplinks).
 
 Invariants: `at_once` is 1 or more; whoever is taken for slow is looked at with a wide window again after RECENT chunks.
@@ -32,13 +32,13 @@ best however long they take."""
 PROOF_S, PROOFS, TRIALS = 0.25, 3, 8
 """So many chunks in a row that left within that time prove that the way out is fast. More than so many in all are not
 tried, and after FORGET_S in which nothing was sent it is tried again."""
-TRIAL_SLOTS = 4
-"""Chunks granted meanwhile, of which one leaves at a time: a peer that answers no grant must not hold all of them."""
+TRIED_AT_ONCE, TRIAL_SLOTS = 2, 4
+"""Chunks that leave at a time meanwhile, and that are granted: a peer that answers no grant must not hold all slots."""
 CAREFUL_S = 0.5
 """Where a chunk takes so long to leave, and peers outpace it, the way out is slow even if nothing else left with it."""
-WIDE_BYTES, NARROW_BYTES = 128 * 1024, 24 * 1024
-"""What may be unacknowledged when the next frame is sent: wide enough to get its part of a busy receiver's link, and
-narrow, once the way out is slow, so that what is said and acknowledged behind it waits for a tenth of a second."""
+WIDE_BYTES, NARROW_BYTES = 64 * 1024, 24 * 1024
+"""What may be unacknowledged of a chunk when its next frame is sent: wide enough to get its part of a busy receiver's
+link, and narrow, once the way out is slow, so that what is said and acknowledged behind it waits a tenth of a second."""
 
 
 class WayOut:
@@ -73,7 +73,9 @@ class WayOut:
     @property
     def at_once(self) -> int:
         """Return how many chunks may leave at a time."""
-        return 1 if self._trying or self._slow else self.slots
+        if self._trying:
+            return TRIED_AT_ONCE
+        return 1 if self._slow else self.slots
 
     @property
     def window_bytes(self) -> int:

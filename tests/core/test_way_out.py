@@ -49,9 +49,9 @@ def leaving() -> Leaving:
     return Leaving()
 
 
-def test_until_chunks_have_left_fast_they_leave_one_by_one_and_then_all_slots_are_used(leaving: Leaving) -> None:
+def test_until_chunks_have_left_fast_they_leave_few_at_a_time_and_then_all_slots_are_used(leaving: Leaving) -> None:
     most = leaving.state.settings.upload_slots
-    assert (leaving.way_out.at_once, leaving.way_out.slots) == (1, TRIAL_SLOTS)
+    assert (leaving.way_out.at_once, leaving.way_out.slots) == (TRIED_AT_ONCE, TRIAL_SLOTS)
     assert list(leaving.chunks(PROOFS + 1, PROOF_S)) == [WIDE_BYTES] * PROOFS + [0]
     assert leaving.way_out.at_once == leaving.way_out.slots == most
 
