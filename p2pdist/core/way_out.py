@@ -3,8 +3,8 @@
 
 A way out that is slow is found in two ways: by what waits before it (core/uplink.py), and here, by chunks: each takes
 long to leave, and peers gain many meanwhile. Until it is known, chunks leave two by two, with little of each
-unacknowledged, and where it is slow one by one, with less: six chunks that waited before 2 Mbit/s held up all that the agent said
-and received, and it took four to twelve seconds to notice (docs/performance.md, Slow uplinks).
+unacknowledged, and where it is slow one by one, with less: six chunks that waited before 2 Mbit/s held up all that the
+agent said and received, and it took four to twelve seconds to notice (docs/performance.md, Slow uplinks).
 
 Invariants: `at_once` is 1 or more; whoever is taken for slow is looked at with a wide window again after RECENT chunks.
 """
@@ -38,7 +38,7 @@ CAREFUL_S = 0.5
 """Where a chunk takes so long to leave, and peers outpace it, the way out is slow even if nothing else left with it."""
 WIDE_BYTES, NARROW_BYTES = 64 * 1024, 24 * 1024
 """What may be unacknowledged of a chunk when its next frame is sent: wide enough to get its part of a busy receiver's
-link, and narrow, once the way out is slow, so that what is said and acknowledged behind it waits a tenth of a second."""
+link, and narrow, once the way out is slow: what is said and acknowledged behind it waits a tenth of a second."""
 
 
 class WayOut:

@@ -18,6 +18,7 @@ from p2pdist.core.way_out import (
     RECENT,
     TRIAL_SLOTS,
     TRIALS,
+    TRIED_AT_ONCE,
     WIDE_BYTES,
     WayOut,
 )
