@@ -11,7 +11,7 @@ egress           nobody fetches what it has, but what peers dispute; the origin 
                  what went wrong: a copy of the image for each node hit and each pull that failed, two for a scheduler,
                  one for each node where a partition, a lost scheduler without mDNS, or one that got all and gives
                  nothing leaves each alone, RECHECKS + 1 for each node that is lied to, LEASES chunks for each node that
-                 waits while the origin fails, for each node what only a frozen one had, and one copy where there is no
+                 waits while the origin fails, for each node what only a silent one had, and one copy where there is no
                  scheduler: who had all before the others came is not taken at its word (core/lease.py, DOUBTERS)
 bounded          what an agent keeps in memory, and what waits on a connection, keeps within the limits
 consistent       what a machine believes to have is what the store has; counts are what they count
@@ -73,8 +73,8 @@ class Watch:
         self._leases: dict[tuple[str, int], dict[tuple[Digest, int], PeerId]] = {}
         self._absent: dict[str, float] = {}
         """Since when agents are dead or frozen."""
-        self._frozen_chunks = 0
-        """Chunks that only a node had when it was frozen."""
+        self._silent_chunks = 0
+        """Chunks that only a node had when it was frozen or unplugged."""
 
     @property
     def _somebody_lies(self) -> bool:
@@ -161,11 +161,11 @@ class Watch:
         hits = (fault for fault in self.world.schedule.faults if fault.at_s <= now and fault.until_s >= since)
         return any(not fault.nodes or agent.number in fault.nodes or fault.kind == "parted" for fault in hits)
 
-    def freezes(self, agent: Agent) -> None:
-        """An agent is about to be frozen."""
+    def falls_silent(self, agent: Agent) -> None:
+        """An agent is about to be frozen or unplugged."""
         others = [other.store for other in self.world.agents.values() if other is not agent and other.alive]
         for digest, here in agent.store.items():
-            self._frozen_chunks += sum(all(index not in store.get(digest, {}) for store in others) for index in here)
+            self._silent_chunks += sum(all(index not in store.get(digest, {}) for store in others) for index in here)
 
     def looked(self, agent: Agent) -> None:
         """An agent has ticked."""
@@ -299,8 +299,9 @@ class Watch:
         """Return the most chunks that the origin may give: all of them once, and what the faults may cost."""
         schedule, blobs = self.world.schedule, self.world.blobs.values()
         copies: float = 1 + (not schedule.schedulers) + self.failures
-        # Its connections look well: the others wait for it, and each may then fetch for itself what only it has.
-        waiting = schedule.nodes * self._frozen_chunks
+        # Its connections look well, those of an unplugged one for DEAD_S: the others wait for it, and each may then
+        # fetch for itself what only it has.
+        waiting = schedule.nodes * self._silent_chunks
         for fault in schedule.faults:
             if fault.kind in ("claims", "poisons", "wrong"):
                 copies += (RECHECKS + 1) * schedule.nodes * max(1, len(fault.nodes))
@@ -316,8 +317,10 @@ class Watch:
                 # same one when its agents come back to it, does not know what is where: it leases all once more.
                 copies += 2
             elif fault.kind not in LIAR_KINDS or fault.kind in ("corrupts", "resizes"):
-                # Who says another size is in a swarm of its own.
+                # Who says another size is in a swarm of its own, ...
                 copies += len(fault.nodes)
+                # ... and who is told that a manifest is larger than a chunk fetches it for itself.
+                waiting += schedule.nodes * (fault.kind == "resizes" and schedule.manifest)
         return copies * sum(blob.count for blob in blobs) + waiting
 
     @property

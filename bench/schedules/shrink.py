@@ -85,7 +85,7 @@ def _smaller(schedule: Schedule) -> Iterator[Schedule]:
     faults = schedule.faults
     for index in range(len(faults)):
         yield replace(schedule, faults=faults[:index] + faults[index + 1 :])
-    if schedule.manifest:
+    if schedule.manifest and schedule.chunks:
         yield replace(schedule, manifest=False)
     for index in range(len(schedule.chunks)):
         if len(schedule.chunks) > 1 or schedule.manifest:

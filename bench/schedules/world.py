@@ -187,6 +187,8 @@ class World(Network):
 
     def _kill(self, agent: Agent, fault: Fault) -> None:
         if agent.alive:
+            if fault.kind == "unplugged":
+                self.watch.falls_silent(agent)
             agent.die(silently=fault.kind == "unplugged")
             if fault.for_s:
                 self.at(fault.until_s, self._restart, agent, agent.life)
@@ -207,7 +209,7 @@ class World(Network):
         if actor.alive and not actor.frozen:
             life = actor.life
             if isinstance(actor, Agent):
-                self.watch.freezes(actor)
+                self.watch.falls_silent(actor)
             actor.freeze()
             if fault.for_s:
                 self.at(fault.until_s, lambda: actor.thaw() if actor.life == life else None)

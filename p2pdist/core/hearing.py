@@ -383,9 +383,18 @@ class Hearing:
             if here:
                 self._state.out.append(ForgetChunks(blob=progress.blob, indices=here))
             self.blame(progress, differs, "sent corrupt chunks of", lacking=basis is Basis.SCHEDULER)
+        redeemed = progress.vouchers.redeem(words)
         for index, word in words.items():
             self._settle(progress, index, word, basis)
             self._offer(progress, index)
+        if redeemed:
+            self._ask_doubted(progress, redeemed)
+
+    def _ask_doubted(self, progress: Progress, indices: list[int]) -> None:
+        """Ask who was not believed to have these chunks: it may have been right, and will not say so by itself."""
+        for peer in self._state.book.peers.values():
+            if peer.doubted.get(progress.blob, 0) & chunk_set(indices) and progress.blob in peer.cursors:
+                self._state.share_with(peer, progress, reply=False)
 
     def most_suspect(self, progress: Progress, suspects: list[int]) -> int:
         """Return which of some chunks of a wrong blob to read first: what is disputed, or the word of one who erred."""

@@ -21,7 +21,7 @@ from p2pdist.core.chunkmap import chunk_set
 from p2pdist.core.types import Checksum, Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from p2pdist.core.types import PeerId
 
@@ -129,6 +129,15 @@ class Vouchers:
         if not self.known_wrong:
             return 0
         return chunk_set(index for index, word in words if self.is_stale(index, word))
+
+    def redeem(self, words: Mapping[int, Checksum]) -> list[int]:
+        """Take words as right that may have been thought wrong before; return the chunks of those that were."""
+        if not self.known_wrong:
+            return []
+        right = [index for index, word in words.items() if word in self.known_wrong.get(index, ())]
+        for index in right:
+            self.known_wrong[index].discard(words[index])
+        return right
 
     def expected(self, index: int, sender: PeerId) -> Checksum | None:
         """Return what the chunk's checksum should be: the settled one, else the sender's own claim, else None."""

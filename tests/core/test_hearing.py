@@ -12,9 +12,10 @@ from p2pdist.core import wire
 from p2pdist.core.hearing import REFUTED_MAX, WRONG_WORDS
 from p2pdist.core.ladder import DISPUTE_S
 from p2pdist.core.lease import NEWS_S, holder_of, rank_of
+from p2pdist.core.packing import pack_indices
 from p2pdist.core.peerbook import MAX_SHARED_BLOBS
 from p2pdist.core.reputation import Offence
-from p2pdist.core.wire import Decline, Grant, Lease, Room, Unshare
+from p2pdist.core.wire import Decline, Grant, Lease, Room, Unshare, Withdrawn
 from p2pdist.errors import RemoteProtocolError
 from tests.script import (
     CHECK,
@@ -35,6 +36,7 @@ from tests.script import (
     scheduled,
     send,
     share,
+    take,
     takes,
     tell,
     write,
@@ -228,6 +230,18 @@ def test_false_checksums_are_found_out_before_a_byte_was_taken() -> None:
     assert drops(says_wrong(script, 2, 2)) == [(2, Offence.FALSE_CHECKSUM)]
     script.says(3, have(0), Grant(1))
     assert drops(script.ordered(checksums(3))) == []
+
+
+def test_who_said_a_word_that_proves_right_after_all_is_asked_again_what_it_has() -> None:
+    script = scheduled(2, 3, 4)
+    script.ordered(checksums(0, 1), Withdrawn(B, pack_indices([0]), peer(2)))
+    script.says(3, share([0, 1]))
+    assert script.says(3, Grant(1)) == [take(3, 1, 1)]
+    out = script.ordered(checksums(0))
+    assert [command for command in out if isinstance(command, ev.Send)] == [send(3, share(reply=False))]
+    script.says(3, share([0, 1]))
+    assert script.says(3, Grant(2)) == [take(3, 2, 0)]
+    assert script.ordered(checksums(0)) == []
 
 
 def test_two_liars_that_agree_settle_nothing_against_the_scheduler() -> None:

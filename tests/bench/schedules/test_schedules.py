@@ -77,6 +77,12 @@ def test_a_failing_schedule_is_made_as_small_as_it_gets() -> None:
     assert small == Schedule(seed=1, nodes=3, chunks=(3,), faults=(Fault(kind="frozen", at_s=1, for_s=1, nodes=(2,)),))
 
 
+def test_a_schedule_keeps_a_blob_however_small_it_gets() -> None:
+    big = Schedule(seed=1, nodes=2, chunks=(1, 1), manifest=True)
+    small = shrink(big, lambda schedule: schedule.manifest or not schedule.chunks)
+    assert (small.chunks, small.manifest) == ((), True)
+
+
 # ------------------------------------------------------- machines that are wrong
 
 
