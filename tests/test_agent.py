@@ -454,4 +454,5 @@ async def test_limits_hold_between_agents_and_not_for_runtimes(
         assert (await get(taker.mirror_at, f"{IMAGE}/blobs/{digest}")).body == LAYER
         from_peers = taker.machine.counters.from_peers
         assert from_peers > rate / 2
-        assert trio.current_time() - began >= (from_peers - 0.1 * rate) / rate
+        # Nothing else may take any time: the clock's rounding decides.
+        assert trio.current_time() - began >= (from_peers - 0.1 * rate) / rate - 1e-6
