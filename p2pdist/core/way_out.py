@@ -6,7 +6,8 @@ long to leave, and peers gain many meanwhile. Until it is known, chunks leave tw
 unacknowledged, and where it is slow one by one, with less: six chunks that waited before 2 Mbit/s held up all that the
 agent said and received, and it took four to twelve seconds to notice (docs/performance.md, Slow uplinks).
 
-Invariants: `at_once` is 1 or more; whoever is taken for slow is looked at with a wide window again after RECENT chunks.
+Invariants: `at_once` is 1 or more; whoever is taken for slow is looked at with a wide window again, every PROBE_EVERY
+chunks.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ best however long they take."""
 PROOF_S, PROOFS, TRIALS = 0.25, 3, 8
 """So many chunks in a row that left within that time prove that the way out is fast. More than so many in all are not
 tried, and after FORGET_S in which nothing was sent it is tried again."""
+LONG_TRIAL = 0.25
+"""What a chunk that took CAREFUL_S counts of them: in its first seconds a swarm gains little, and outpaces nobody."""
+PROBE_EVERY = 4
+"""Of the chunks that leave a slow way out, every so many-th shows whether it still is slow."""
 TRIED_AT_ONCE, TRIAL_SLOTS = 2, 4
 """Chunks that leave at a time meanwhile, and that are granted: a peer that answers no grant must not hold all slots."""
 CAREFUL_S = 0.5
@@ -51,7 +56,7 @@ class WayOut:
         self._since = 0.0, 0
         """When the last chunk had left, or the first began to, and what peers had gained by then."""
         self._outpaced = 0.0
-        self._trials = self._proofs = 0
+        self._trials, self._proofs = 0.0, 0
         self._sent = 0
 
     @property
@@ -80,7 +85,7 @@ class WayOut:
     @property
     def window_bytes(self) -> int:
         """Return what may be unacknowledged when the next frame of a chunk is sent; 0: no matter how much."""
-        if self._slow and self._sent % RECENT and not self._trying:
+        if self._slow and self._sent % PROBE_EVERY and not self._trying:
             return NARROW_BYTES
         return WIDE_BYTES if self._slow or self._trying else 0
 
@@ -88,15 +93,15 @@ class WayOut:
         """Note that a chunk begins to leave while no other does."""
         state = self._state
         if state.now - state.sent_at > FORGET_S:
-            self._trials = self._proofs = 0
+            self._trials, self._proofs = 0.0, 0
         self._since = state.now, state.peers_gained
 
     def left(self, *, counts: bool) -> None:
         """Measure by a chunk that has left; one called off, or small, says little."""
         state, (since, gained), trying = self._state, self._since, self._trying
         self._since, state.sent_at = (state.now, state.peers_gained), state.now
-        self._trials += 1
         if not counts:
+            self._trials += 1
             return
         took_s = state.now - since
         self._proofs = self._proofs + 1 if took_s <= PROOF_S else 0
@@ -107,6 +112,8 @@ class WayOut:
         leaving.append((took_s, (state.peers_gained - gained) / max(len(state.book.peers), 1)))
         self._outpaced = max(sum(gains for _, gains in leaving) / len(leaving), FADING * self._outpaced)
         each_s = sum(taken_s for taken_s, _ in leaving) / len(leaving)
+        if trying and self._trying:
+            self._trials += 1 if each_s < CAREFUL_S else LONG_TRIAL
         # A chunk that left alone may have waited for its receiver.
         slow = self._outpaced > OUTPACED and not (trying and each_s < CAREFUL_S)
         state.slow_s = each_s if slow else 0.0

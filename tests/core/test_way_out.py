@@ -12,7 +12,9 @@ from p2pdist.core.state import PullSettings, SwarmState
 from p2pdist.core.uplink import FORGET_S
 from p2pdist.core.way_out import (
     CAREFUL_S,
+    LONG_TRIAL,
     NARROW_BYTES,
+    PROBE_EVERY,
     PROOF_S,
     PROOFS,
     RECENT,
@@ -63,8 +65,15 @@ def test_a_single_fast_chunk_proves_nothing_for_links_let_a_burst_pass(leaving: 
 
 
 def test_whose_chunks_take_long_among_its_like_is_tried_for_so_long_and_not_longer(leaving: Leaving) -> None:
-    assert list(leaving.chunks(TRIALS + 1, 2.0, gained=1)) == [WIDE_BYTES] * TRIALS + [0]
+    long = int(TRIALS / LONG_TRIAL)
+    assert list(leaving.chunks(long + 1, 2.0, gained=1)) == [WIDE_BYTES] * long + [0]
     assert leaving.state.slow_s == 0
+
+
+def test_a_slow_way_out_shows_as_soon_as_peers_gain_more_however_little_they_gained_at_first(leaving: Leaving) -> None:
+    list(leaving.chunks(2 * TRIALS, 1.0, gained=1))
+    list(leaving.chunks(RECENT, 1.0, gained=10))
+    assert leaving.state.slow_s == 1.0
 
 
 def test_chunks_that_waited_for_their_receivers_do_not_make_the_way_out_slow(leaving: Leaving) -> None:
@@ -79,9 +88,9 @@ def test_a_slow_way_out_is_known_after_two_chunks_and_little_stands_before_it_bu
 ) -> None:
     list(leaving.chunks(2, 1.0, gained=10))
     assert (leaving.state.slow_s, leaving.way_out.at_once, leaving.way_out.slots) == (1.0, 1, 1)
-    windows = list(leaving.chunks(2 * RECENT, 1.0, gained=10))
-    assert windows.count(WIDE_BYTES) == 2
-    assert windows.count(NARROW_BYTES) == 2 * RECENT - 2
+    windows = list(leaving.chunks(2 + 2 * RECENT, 1.0, gained=10))
+    probes = 2 * RECENT // PROBE_EVERY
+    assert windows == [NARROW_BYTES] * 2 + ([WIDE_BYTES] + [NARROW_BYTES] * (PROBE_EVERY - 1)) * probes
 
 
 def until_wide(leaving: Leaving) -> None:
