@@ -35,7 +35,7 @@ PROOF_S, PROOFS, TRIALS = 0.25, 3, 8
 tried, and after FORGET_S in which nothing was sent it is tried again."""
 LONG_TRIAL = 0.25
 """What a chunk that took CAREFUL_S counts of them: in its first seconds a swarm gains little, and outpaces nobody."""
-PROBE_EVERY = 4
+PROBE_EVERY = 8
 """Of the chunks that leave a slow way out, every so many-th shows whether it still is slow."""
 TRIED_AT_ONCE, TRIAL_SLOTS = 2, 4
 """Chunks that leave at a time meanwhile, and that are granted: a peer that answers no grant must not hold all slots."""
