@@ -89,8 +89,7 @@ def test_a_slow_way_out_is_known_after_two_chunks_and_little_stands_before_it_bu
     list(leaving.chunks(2, 1.0, gained=10))
     assert (leaving.state.slow_s, leaving.way_out.at_once, leaving.way_out.slots) == (1.0, 1, 1)
     windows = list(leaving.chunks(2 + 2 * RECENT, 1.0, gained=10))
-    probes = 2 * RECENT // PROBE_EVERY
-    assert windows == [NARROW_BYTES] * 2 + ([WIDE_BYTES] + [NARROW_BYTES] * (PROBE_EVERY - 1)) * probes
+    assert windows == [NARROW_BYTES if sent % PROBE_EVERY else WIDE_BYTES for sent in range(2, 4 + 2 * RECENT)]
 
 
 def until_wide(leaving: Leaving) -> None:
