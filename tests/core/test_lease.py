@@ -18,7 +18,6 @@ from p2pdist.core.lease import (
     NEVER,
     REACH_PER_MEMBER,
     RENEW_S,
-    RESTING_S,
     SETTLE_S,
     SLOW_S,
     STEP_IN_S,
@@ -153,48 +152,6 @@ def test_after_a_final_refusal_no_lease_of_the_blob_is_taken() -> None:
     script.ordered(Lease(B, 0, 15000))
     script.fails(0, final=True)
     assert script.ordered(Lease(B, 1, 15000)) == [tell(Failed(B, 1, NEVER))]
-
-
-def behind(*, wanted: bool = True, chunks: int = 3) -> Script:
-    """An agent whose chunks take a second each to leave, and who alone has some of a blob."""
-    script = Script(scheduled=True)
-    script.connect(2)
-    script.start(8)
-    script.says(2, share(size=8 * CHUNK, wants=wanted))
-    for index in range(chunks):
-        script.ordered(Lease(B, index, 15000))
-        script.arrives(None, index)
-    script.machine.state.slow_s, script.machine.state.sent_at = 1.0, script.now
-    script.machine.book.peers[peer(2)].down_bytes = CHUNK
-    return script
-
-
-def test_who_is_behind_with_sending_what_it_alone_has_gives_leases_back() -> None:
-    script = behind()
-    assert script.ordered(Lease(B, 5, 15000)) == [tell(Failed(B, 5, 0))]
-    script.says(2, have(0, 1))
-    assert fetches(script.ordered(Lease(B, 5, 15000))) == [5]
-    assert script.ordered(Lease(B, 6, 15000)) != []
-    assert script.ordered(Lease(B, 7, 15000)) == [tell(Failed(B, 7, 0))]
-
-
-@pytest.mark.parametrize(("down_bytes", "failures"), [(0, 0), (CHUNK, 1)], ids=["stranger", "stalls"])
-def test_what_a_peer_that_gives_nothing_says_it_has_has_not_left_yet(down_bytes: int, failures: int) -> None:
-    script = behind()
-    known = script.machine.book.peers[peer(2)]
-    known.down_bytes, known.failures = down_bytes, failures
-    script.says(2, have(0, 1, 2))
-    assert script.ordered(Lease(B, 5, 15000)) == [tell(Failed(B, 5, 0))]
-
-
-def test_a_lease_that_nobody_else_can_have_is_not_given_back() -> None:
-    assert fetches(behind(wanted=False).ordered(Lease(B, 5, 15000))) == [5]
-
-
-def test_who_has_sent_nothing_for_a_while_is_not_behind() -> None:
-    script = behind()
-    script.now += RESTING_S + 0.1
-    assert fetches(script.ordered(Lease(B, 5, 15000))) == [5]
 
 
 def test_a_lease_is_renewed_while_its_fetch_runs() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast chunks leave: what is tried, what counts as slow, and how that ends."""
+"""How fast chunks leave: what is tried, what counts as slow, how that ends, and which leases are given back for it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from p2pdist.core.lease import RESTING_S
 from p2pdist.core.state import PullSettings, SwarmState
 from p2pdist.core.uplink import FORGET_S
 from p2pdist.core.way_out import (
@@ -24,6 +25,8 @@ from p2pdist.core.way_out import (
     WIDE_BYTES,
     WayOut,
 )
+from p2pdist.core.wire import Failed, Lease
+from tests.script import CHUNK, B, Script, fetches, have, share, tell
 from tests.strategies import peer
 
 if TYPE_CHECKING:
@@ -129,3 +132,48 @@ def test_a_limit_that_was_found_by_the_queue_before_it_makes_careful_at_once(lea
     leaving.state.held_to_bytes_per_s = 100_000
     assert leaving.way_out.at_once == 1
     assert leaving.way_out.window_bytes == NARROW_BYTES
+
+
+# ------------------------------------------------- leases of who is slow
+
+
+def behind(*, wanted: bool = True, chunks: int = 3) -> Script:
+    """An agent whose chunks take a second each to leave, and who alone has some of a blob."""
+    script = Script(scheduled=True)
+    script.connect(2)
+    script.start(8)
+    script.says(2, share(size=8 * CHUNK, wants=wanted))
+    for index in range(chunks):
+        script.ordered(Lease(B, index, 15000))
+        script.arrives(None, index)
+    script.machine.state.slow_s, script.machine.state.sent_at = 1.0, script.now
+    script.machine.book.peers[peer(2)].down_bytes = CHUNK
+    return script
+
+
+def test_who_is_behind_with_sending_what_it_alone_has_gives_leases_back() -> None:
+    script = behind()
+    assert script.ordered(Lease(B, 5, 15000)) == [tell(Failed(B, 5, 0))]
+    script.says(2, have(0, 1))
+    assert fetches(script.ordered(Lease(B, 5, 15000))) == [5]
+    assert script.ordered(Lease(B, 6, 15000)) != []
+    assert script.ordered(Lease(B, 7, 15000)) == [tell(Failed(B, 7, 0))]
+
+
+@pytest.mark.parametrize(("down_bytes", "failures"), [(0, 0), (CHUNK, 1)], ids=["stranger", "stalls"])
+def test_what_a_peer_that_gives_nothing_says_it_has_has_not_left_yet(down_bytes: int, failures: int) -> None:
+    script = behind()
+    known = script.machine.book.peers[peer(2)]
+    known.down_bytes, known.failures = down_bytes, failures
+    script.says(2, have(0, 1, 2))
+    assert script.ordered(Lease(B, 5, 15000)) == [tell(Failed(B, 5, 0))]
+
+
+def test_a_lease_that_nobody_else_can_have_is_not_given_back() -> None:
+    assert fetches(behind(wanted=False).ordered(Lease(B, 5, 15000))) == [5]
+
+
+def test_who_has_sent_nothing_for_a_while_is_not_behind() -> None:
+    script = behind()
+    script.now += RESTING_S + 0.1
+    assert fetches(script.ordered(Lease(B, 5, 15000))) == [5]
